@@ -1,0 +1,187 @@
+"""`RunSpec`: all that every process of a run must agree on.
+
+Each part owns its own section; this file only puts them together, checks what they demand of each other, and
+gives the digest that travels in every request. What only one process cares about (ports, wallets, devices,
+budgets) is not here but in that role's own config.
+"""
+
+import json
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from orion.common.errors import ConfigError
+from orion.common.ids import Digest
+from orion.common.model.config import ModelConfig
+from orion.common.model.splits import StageLayout, stage_layouts
+from orion.common.train.data import DataConfig
+from orion.common.train.inner import InnerConfig
+from orion.common.train.outer import OuterConfig
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TimeLimits(Section):
+    """Bounds on waiting. No peer can make anyone wait longer than these."""
+
+    train_s: Seconds = 600.0
+    """A stage leaves the train phase after this, whatever is still in flight."""
+    transfer_grace_s: Seconds = 20.0
+    """What an upload or download phase may take beyond bytes ÷ `bandwidth_floor_bytes_per_s`."""
+    bandwidth_floor_bytes_per_s: Annotated[float, Field(gt=0)] = 2.5e6
+    """Slowest link that a phase's deadline still waits for (2.5e6 = 20 Mbit/s)."""
+    microbatch_s: Seconds = 60.0
+    """From lease to end; later it is cancelled and its data leased again."""
+    member_s: Seconds = 15.0
+    """Silence after which a miner is taken for gone."""
+    run_s: Seconds | None = None
+    """The run ends after the outer step during which this passes; None = only `outer_steps` ends it."""
+
+
+class FlowLimits(Section):
+    """Bounds on what a miner holds."""
+
+    in_flight_max: Annotated[int, Field(ge=1, le=4096)] = 6
+    """Microbatches a miner admits at a time: its credits."""
+    staleness_max: Annotated[int, Field(ge=0, le=64)] = 8
+    """Inner steps that may pass between a microbatch's forward and its backward."""
+
+
+class ValidationRules(Section):
+    """How much is checked, and what still counts as honest."""
+
+    checks_per_outer_step: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Miners whose log one validator replays per outer step."""
+    replay_ops_max: Annotated[int, Field(ge=1)] = 16
+    """Longest prefix of a log that is replayed; which prefix is drawn after the commitment."""
+    cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.999
+    norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
+    score_window_outer_steps: Annotated[int, Field(ge=1)] = 50
+    """Verified work older than this no longer counts."""
+    burn_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the chain weight that goes to the subnet owner's uid."""
+
+
+class RunSpec(Section):
+    """One training run."""
+
+    run_id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    model: ModelConfig
+    data: DataConfig
+    data_digest: Digest | None = None
+    """Digest of the prepared data; filled in when the data is prepared, so that nobody trains on other tokens."""
+    num_stages: Annotated[int, Field(ge=1, le=512)]
+    replicas: Annotated[int, Field(ge=1, le=4096)]
+    """Miners wanted per stage; the run starts when every stage has this many."""
+    split: Literal["balanced", "cost"] = "balanced"
+    outer_steps: Annotated[int, Field(ge=1)]
+    inner_steps: Annotated[int, Field(ge=1, le=10_000)]
+    """Inner steps per miner and outer step (H)."""
+    microbatches_per_step: Annotated[int, Field(ge=1, le=4096)]
+    """Microbatches a miner accumulates before an inner step."""
+    sync: Literal["blocking"] = "blocking"
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    codec: Literal["none", "bf16", "int8"] = "none"
+    """How pseudo-gradients are encoded for upload."""
+    num_partitions: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Partitions of each stage's flat vector, each reduced by two replicas."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a stage's contributors that an outer step needs once its deadline has passed; one always does."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What crosses a stage boundary."""
+    checkpoint_every: Annotated[int, Field(ge=1, le=64)] = 1
+    """Outer steps between uploads of a stage's whole anchor; between them it follows from the manifests."""
+    keep_outer_steps: Annotated[int, Field(ge=2, le=1024)] = 4
+    """Outer steps whose objects stay in the store."""
+    time_limits: TimeLimits = TimeLimits()
+    flow: FlowLimits = FlowLimits()
+    validation: ValidationRules = ValidationRules()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunSpec":
+        if self.data.sequence_length > self.model.context_length:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} exceeds the model's context of "
+                f"{self.model.context_length} tokens; shorten the sequences or choose another model"
+            )
+        if self.num_stages > self.model.num_blocks:
+            raise ValueError(
+                f"num_stages {self.num_stages} exceeds the model's {self.model.num_blocks} blocks; "
+                "use fewer stages or a deeper model"
+            )
+        if self.num_stages > 1 and self.model.tie_embeddings:
+            raise ValueError("tie_embeddings needs num_stages = 1: the embedding and the head lie on different miners")
+        if self.keep_outer_steps <= self.checkpoint_every:
+            raise ValueError("keep_outer_steps must exceed checkpoint_every, or a newcomer could not rebuild an anchor")
+        return self
+
+    @classmethod
+    def load(cls, path: Path, overrides: dict[str, Any] | None = None) -> "RunSpec":
+        """Reads a run file; `overrides` replaces top-level or dotted keys (`"time_limits.run_s"`).
+
+        Raises ConfigError with one line per mistake.
+        """
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"no run file {path}; the ones that ship are in runs/") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        for dotted, value in (overrides or {}).items():
+            _set(tree, dotted.split("."), value)
+        return cls.parse(tree, str(path))
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any], where: str) -> "RunSpec":
+        """Checks an already read tree; a model given as `{preset = "local", …}` starts from that preset."""
+        model = dict(tree.get("model", {}))
+        if preset := model.pop("preset", None):
+            base = ModelConfig.preset(preset).model_dump()
+            boundary = {**base["boundary"], **model.pop("boundary", {})}
+            tree = {**tree, "model": {**base, **model, "boundary": boundary}}
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_line(where, item) for item in error.errors())) from None
+
+    @cached_property
+    def digest(self) -> Digest:
+        """Changes with any value that the processes must agree on."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return Digest(blake3(canonical.encode()).hexdigest())
+
+    @property
+    def layouts(self) -> tuple[StageLayout, ...]:
+        """Which blocks each stage holds."""
+        return stage_layouts(self.model, self.num_stages, self.split)
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        return self.data.sequences_per_microbatch * self.data.sequence_length
+
+
+def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
+    *parents, leaf = path
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[leaf] = value
+
+
+def _line(where: str, item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "unknown key"
+    return f"{where}: {key}: {message}" if key else f"{where}: {message}"

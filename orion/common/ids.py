@@ -1,0 +1,46 @@
+"""The identities that everything else refers to. Plain types, so that they cost nothing on the wire or in a dict."""
+
+from enum import StrEnum
+from typing import NewType
+
+Hotkey = NewType("Hotkey", str)
+"""ss58 address of an sr25519 key: who somebody is, and the key of all state about them."""
+
+MicrobatchId = NewType("MicrobatchId", int)
+"""One trip of one microbatch through the pipeline. Never used twice in a run: data that is leased again gets a new one."""
+
+DataId = NewType("DataId", int)
+"""Names the tokens of a microbatch: they are a pure function of (run seed, data id)."""
+
+Digest = NewType("Digest", str)
+"""blake3 in lower-case hex, 64 characters."""
+
+PROTOCOL_VERSION = 1
+"""Raised when a message changes its meaning; both sides of a request must have the same."""
+
+
+class Direction(StrEnum):
+    """Which way a tensor crosses a stage boundary."""
+
+    ACTIVATION = "activation"
+    GRADIENT = "gradient"
+
+
+class Phase(StrEnum):
+    """State of a stage's outer step; `DONE` after the run's last one."""
+
+    TRAIN = "train"
+    UPLOAD = "upload"
+    MERGE = "merge"
+    DONE = "done"
+
+
+class MemberState(StrEnum):
+    """Where a miner stands in its membership of a stage."""
+
+    JOINING = "joining"
+    """Assigned to a stage, fetching its anchor; takes no work."""
+    READY = "ready"
+    """Holds the anchor of the outer step that is under way; takes work from the next one on."""
+    ACTIVE = "active"
+    GONE = "gone"

@@ -1,0 +1,600 @@
+"""Every message that crosses a process boundary. One file, so that a reader sees the whole protocol.
+
+All are frozen, strict and closed (unknown fields are refused), and every field is bounded. `docs/PROTOCOL.md` says which
+route carries which, who may send it and what is answered. Tensors do not travel in messages: a message describes a body
+(digest, size) or names an object in the store.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from orion.common.ids import DataId, Digest, Direction, Hotkey, MemberState, MicrobatchId, Phase
+
+MINERS_MAX = 16_384
+STAGES_MAX = 512
+BATCH_MAX = 4_096
+PARTITIONS_MAX = 4_096
+
+Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
+Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]{1,255}$")]
+ObjectKey = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,11}$", max_length=512)
+]
+Text = Annotated[str, StringConstraints(max_length=500)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Microbatch = Annotated[MicrobatchId, Field(ge=0, le=2**53)]
+Data = Annotated[DataId, Field(ge=0, le=2**53)]
+StageIndex = Annotated[int, Field(ge=0, lt=STAGES_MAX)]
+Step = Annotated[int, Field(ge=0, le=2**31)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+UnixSeconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, le=3.2e7, allow_inf_nan=False)]
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+class RefusalCode(StrEnum):
+    """Why a request was refused. The HTTP status follows from the code (`protocol/refusals.py`)."""
+
+    MALFORMED = "malformed"
+    BAD_SIGNATURE = "bad_signature"
+    FORBIDDEN = "forbidden"
+    RUN_MISMATCH = "run_mismatch"
+    PROTOCOL_MISMATCH = "protocol_mismatch"
+    NOT_MEMBER = "not_member"
+    WRONG_STAGE = "wrong_stage"
+    WRONG_PHASE = "wrong_phase"
+    NOT_FOUND = "not_found"
+    NO_WORK = "no_work"
+    BUSY = "busy"
+    TOO_LARGE = "too_large"
+    BAD_TENSOR = "bad_tensor"
+    DIGEST_MISMATCH = "digest_mismatch"
+    NOT_FINITE = "not_finite"
+    CONFLICT = "conflict"
+
+
+class Refusal(Message):
+    """The typed body of every 4xx answer."""
+
+    code: RefusalCode
+    message: Text
+    retry_after_s: Duration | None = None
+    """When to try again; None = not worth it without a change on the caller's side."""
+
+
+class Done(Message):
+    """The answer to a request that has nothing else to say."""
+
+    kind: Literal["done"] = "done"
+
+
+# --- objects in the store ---------------------------------------------------------------------------------------------
+
+
+class ObjectRef(Message):
+    """An object and what it must contain."""
+
+    key: ObjectKey
+    digest: Blake3
+    size_bytes: Count
+
+
+class GrantRequest(Message):
+    """Asks for signed, expiring URLs to read or write objects."""
+
+    kind: Literal["grant_request"] = "grant_request"
+    method: Literal["GET", "PUT"]
+    keys: Annotated[tuple[ObjectKey, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+    size_bytes_max: Count = 0
+    """For PUT: the largest of them; the store refuses more."""
+
+
+class Grants(Message):
+    """One URL per asked key, in the same order; relative to the orchestrator unless absolute."""
+
+    kind: Literal["grants"] = "grants"
+    urls: Annotated[tuple[Annotated[str, StringConstraints(max_length=4096)], ...], Field(max_length=PARTITIONS_MAX)]
+    expires_s: UnixSeconds
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+class Join(Message):
+    """A miner asks to take part. Asking again from the same hotkey returns the same assignment."""
+
+    kind: Literal["join"] = "join"
+    url: Url
+    """Where its peer server listens, as others reach it."""
+    device: Text
+    memory_bytes: Count
+    stage_index: StageIndex | None = None
+    """A wish, followed when that stage lacks miners."""
+
+
+class Joined(Message):
+    """Membership and assignment."""
+
+    kind: Literal["joined"] = "joined"
+    stage_index: StageIndex
+    state: MemberState
+
+
+class Heartbeat(Message):
+    """Renews a membership. Says how the miner is doing; nothing in it earns anything."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    outer_step: Step
+    phase: Phase
+    ready_outer_step: Step | None
+    """The outer step whose anchor this miner holds, None while it is fetching one."""
+    inner_step: Step
+    queued: Count
+    in_flight: Count
+    applied: Count
+    """Microbatches applied since the process started."""
+    tokens_per_s: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+    busy_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    """Share of the last interval in which the device thread was computing."""
+    staleness_max: Count = 0
+
+
+class Leave(Message):
+    """A miner goes on purpose; its peers stop sending at once."""
+
+    kind: Literal["leave"] = "leave"
+    reason: Text
+
+
+# --- the state feed ---------------------------------------------------------------------------------------------------
+
+
+class Peer(Message):
+    """A member as the others see it."""
+
+    hotkey: Ss58
+    url: Url
+    stage_index: StageIndex
+    state: MemberState
+
+
+class CheckpointRef(Message):
+    """A whole anchor and outer momentum of one stage, as agreed by its replicas."""
+
+    stage_index: StageIndex
+    outer_step: Step
+    """The outer step at whose start this anchor stands: 0 is the start of the run."""
+    object: ObjectRef
+    state_digest: Blake3
+    """`orion.common.train.outer.state_digest` of the loaded state, as most replicas reported it."""
+
+
+class StageState(Message):
+    """Where a stage is in its outer step."""
+
+    stage_index: StageIndex
+    phase: Phase
+    outer_step: Step
+    deadline_s: UnixSeconds
+    checkpoint: CheckpointRef | None
+    """The newest durable one; None = the anchor of outer step 0, which follows from the run's seed."""
+    checkpoint_by: Ss58 | None
+    """Who is asked to upload the anchor of this outer step now."""
+
+
+class Contribution(Message):
+    """One replica's pseudo-gradient: an object per partition, and its weight in the mean."""
+
+    hotkey: Ss58
+    num_microbatches: Annotated[int, Field(ge=1, le=2**31)]
+    objects: Annotated[tuple[ObjectRef, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+
+
+class PartitionPlan(Message):
+    """Who reduces a partition. A third reducer appears when two disagree, another when one is late."""
+
+    partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
+    reducers: Annotated[tuple[Ss58, ...], Field(min_length=1, max_length=64)]
+
+
+class MergePlan(Message):
+    """What the reducers of a stage do. Contributions are summed in the order given here."""
+
+    stage_index: StageIndex
+    outer_step: Step
+    contributions: Annotated[tuple[Contribution, ...], Field(min_length=1, max_length=MINERS_MAX)]
+    partitions: Annotated[tuple[PartitionPlan, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+
+
+class Exclusion(Message):
+    """A contribution that was left out of a partition's mean."""
+
+    hotkey: Ss58
+    reason: Text
+
+
+class MergedPartition(Message):
+    """The agreed mean pseudo-gradient of one partition; `object` is None when nobody delivered: it stays unchanged."""
+
+    partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
+    object: ObjectRef | None
+    reducers: Annotated[tuple[Ss58, ...], Field(max_length=64)]
+    """Those whose bytes these are."""
+    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=MINERS_MAX)] = ()
+
+
+class Manifest(Message):
+    """The result of a stage's outer step: applied to the anchor of `outer_step` it gives that of `outer_step + 1`."""
+
+    kind: Literal["manifest"] = "manifest"
+    stage_index: StageIndex
+    outer_step: Step
+    partitions: Annotated[tuple[MergedPartition, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+    contributors: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)]
+    total_microbatches: Count
+
+
+class Feed(Message):
+    """All that a member must know; the caller's own stage in full, the others in brief."""
+
+    kind: Literal["feed"] = "feed"
+    version: Count
+    """Grows with every change; ask again with it and the answer waits for the next."""
+    now_s: UnixSeconds
+    finished: bool
+    assignment: Joined | None
+    """The caller's own; None for validators and onlookers."""
+    stages: Annotated[tuple[StageState, ...], Field(max_length=STAGES_MAX)]
+    peers: Annotated[tuple[Peer, ...], Field(max_length=MINERS_MAX)]
+    merge_plan: MergePlan | None
+    """Of the caller's stage, from the end of the upload phase until the manifest."""
+    manifest: Manifest | None
+    """The newest of the caller's stage."""
+
+
+class ManifestQuery(Message):
+    """Asks for the manifests of a stage from one outer step on (to rebuild an anchor)."""
+
+    kind: Literal["manifest_query"] = "manifest_query"
+    stage_index: StageIndex
+    from_outer_step: Step
+
+
+class Manifests(Message):
+    """In order, without gaps, as far as they exist."""
+
+    kind: Literal["manifests"] = "manifests"
+    manifests: Annotated[tuple[Manifest, ...], Field(max_length=BATCH_MAX)]
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+class LeaseRequest(Message):
+    """A first-stage miner asks for microbatches to start."""
+
+    kind: Literal["lease_request"] = "lease_request"
+    outer_step: Step
+    num_microbatches: Annotated[int, Field(ge=1, le=256)]
+
+
+class LeasedMicrobatch(Message):
+    """A right to start one microbatch."""
+
+    microbatch_id: Microbatch
+    data_id: Data
+
+
+class Lease(Message):
+    """What was granted; refused with NO_WORK when the outer step's share has been given out."""
+
+    kind: Literal["lease"] = "lease"
+    outer_step: Step
+    microbatches: Annotated[tuple[LeasedMicrobatch, ...], Field(min_length=1, max_length=256)]
+    deadline_s: UnixSeconds
+
+
+class Transfer(Message):
+    """Describes the tensor body of a request between two miners. Travels in the signed query.
+
+    An activation's body holds `z` (the narrow tensor, B×T×C) and `ids` (int32, B×(T+1)); a gradient's holds `g` (as `z`).
+    """
+
+    kind: Literal["transfer"] = "transfer"
+    direction: Direction
+    microbatch_id: Microbatch
+    data_id: Data
+    outer_step: Step
+    to_stage: StageIndex
+    path: Annotated[tuple[Ss58, ...], Field(min_length=1, max_length=STAGES_MAX)]
+    """Who has run this microbatch forward so far, first stage first; for a gradient the whole path."""
+    deadline_s: UnixSeconds
+    digest: Blake3
+    size_bytes: Count
+    loss: Real | None = None
+    """With a gradient: the microbatch's mean loss per token."""
+
+
+class Accepted(Message):
+    """The receiver holds the tensor and will work on it (or already had it: a duplicate changes nothing)."""
+
+    kind: Literal["accepted"] = "accepted"
+    credits: Count
+    """How many more microbatches the receiver would admit now."""
+    queued: Count
+
+
+class Cancel(Message):
+    """A microbatch ends without being applied; goes both ways along its path."""
+
+    kind: Literal["cancel"] = "cancel"
+    microbatch_id: Microbatch
+    outer_step: Step
+    reason: Text
+
+
+class Outcome(StrEnum):
+    APPLIED = "applied"
+    CANCELLED = "cancelled"
+
+
+class MicrobatchEnd(Message):
+    """How a leased microbatch ended, told by the first-stage miner that leased it."""
+
+    microbatch_id: Microbatch
+    outcome: Outcome
+    reason: Text = ""
+    loss: Real | None = None
+    path: Annotated[tuple[Ss58, ...], Field(max_length=STAGES_MAX)] = ()
+
+
+class Receipt(Message):
+    """One end's record of an accepted transfer."""
+
+    direction: Direction
+    microbatch_id: Microbatch
+    outer_step: Step
+    sender: Ss58
+    receiver: Ss58
+    to_stage: StageIndex
+    digest: Blake3
+    size_bytes: Count
+
+
+class Commitment(Message):
+    """Root over a miner's ordered log of one outer step, made before anyone knows what will be checked."""
+
+    outer_step: Step
+    num_entries: Count
+    num_applied: Count
+    """Backward passes in the log: the work that is claimed."""
+    root: Blake3
+
+
+class Report(Message):
+    """A miner's batch of records. Numbered per hotkey without gaps, so that a repeated one changes nothing."""
+
+    kind: Literal["report"] = "report"
+    sequence: Count
+    ends: Annotated[tuple[MicrobatchEnd, ...], Field(max_length=BATCH_MAX)] = ()
+    receipts: Annotated[tuple[Receipt, ...], Field(max_length=BATCH_MAX)] = ()
+    commitment: Commitment | None = None
+
+
+# --- the outer step ---------------------------------------------------------------------------------------------------
+
+
+class Uploaded(Message):
+    """A miner's pseudo-gradient lies in the store."""
+
+    kind: Literal["uploaded"] = "uploaded"
+    outer_step: Step
+    contribution: Contribution
+
+
+class Reduced(Message):
+    """A reducer's mean of one partition lies in the store."""
+
+    kind: Literal["reduced"] = "reduced"
+    outer_step: Step
+    partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
+    object: ObjectRef
+    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=MINERS_MAX)] = ()
+
+
+class Applied(Message):
+    """A replica has applied a manifest and stands at the next outer step's anchor."""
+
+    kind: Literal["applied"] = "applied"
+    outer_step: Step
+    """Of the manifest."""
+    state_digest: Blake3
+
+
+class CheckpointUploaded(Message):
+    """The anchor that `StageState.checkpoint_by` asked for lies in the store."""
+
+    kind: Literal["checkpoint_uploaded"] = "checkpoint_uploaded"
+    outer_step: Step
+    object: ObjectRef
+    state_digest: Blake3
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+class Operation(StrEnum):
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    INNER_STEP = "inner_step"
+
+
+class LogEntry(Message):
+    """One operation of a miner, in the order in which its device did them."""
+
+    operation: Operation
+    microbatch_id: Microbatch | None
+    """None for an inner step."""
+    data_id: Data | None
+    inner_step: Step
+    """Inner steps done before it in this outer step."""
+    input_digest: Blake3 | None
+    """Of the body's narrow tensor and ids (forward), or of the gradient (backward); None where nothing came in."""
+    output_digest: Blake3 | None
+    """Of the tensor sent on: `z` (forward), the input gradient (backward; last stage: of its forward); None if none."""
+    num_microbatches: Count = 0
+    """Inner step: how many it averaged."""
+
+
+class CommitmentRecord(Message):
+    """A commitment as the orchestrator publishes it."""
+
+    hotkey: Ss58
+    stage_index: StageIndex
+    commitment: Commitment
+
+
+class CommitmentQuery(Message):
+    kind: Literal["commitment_query"] = "commitment_query"
+    outer_step: Step
+
+
+class Commitments(Message):
+    kind: Literal["commitments"] = "commitments"
+    records: Annotated[tuple[CommitmentRecord, ...], Field(max_length=MINERS_MAX)]
+
+
+class LogRequest(Message):
+    """Validator to miner: hand over the committed log."""
+
+    kind: Literal["log_request"] = "log_request"
+    outer_step: Step
+
+
+class CommittedLog(Message):
+    kind: Literal["committed_log"] = "committed_log"
+    outer_step: Step
+    entries: Annotated[tuple[LogEntry, ...], Field(max_length=1_000_000)]
+
+
+class EvidenceRequest(Message):
+    """Validator to miner: hand over the tensor that went into or came out of one logged operation."""
+
+    kind: Literal["evidence_request"] = "evidence_request"
+    outer_step: Step
+    microbatch_id: Microbatch
+    operation: Operation
+    side: Literal["input", "output"]
+
+
+class Verdict(Message):
+    """A validator's finding about one miner's outer step."""
+
+    kind: Literal["verdict"] = "verdict"
+    miner: Ss58
+    outer_step: Step
+    passed: bool
+    num_operations: Count
+    """Operations replayed."""
+    reason: Text = ""
+
+
+# --- the public record ------------------------------------------------------------------------------------------------
+
+
+class WorkRecord(Message):
+    """Backward passes of one miner in one outer step that both ends of each transfer agree on."""
+
+    hotkey: Ss58
+    stage_index: StageIndex
+    outer_step: Step
+    num_microbatches: Count
+    flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class VerdictRecord(Message):
+    validator: Ss58
+    verdict: Verdict
+
+
+class LedgerQuery(Message):
+    kind: Literal["ledger_query"] = "ledger_query"
+    from_outer_step: Step = 0
+
+
+class Ledger(Message):
+    kind: Literal["ledger"] = "ledger"
+    outer_step: Step
+    """The run's newest."""
+    work: Annotated[tuple[WorkRecord, ...], Field(max_length=1_000_000)]
+    verdicts: Annotated[tuple[VerdictRecord, ...], Field(max_length=1_000_000)]
+
+
+class MinerStatus(Message):
+    hotkey: Ss58
+    stage_index: StageIndex
+    state: MemberState
+    url: Url
+    heartbeat: Heartbeat | None
+    last_seen_s: UnixSeconds
+    num_microbatches: Count
+    """Credited over the whole run."""
+
+
+class LossPoint(Message):
+    microbatch_id: Microbatch
+    outer_step: Step
+    loss: Real
+    time_s: UnixSeconds
+
+
+class RunStatus(Message):
+    """What `orion status` and the live view show. Public."""
+
+    kind: Literal["run_status"] = "run_status"
+    run_id: Annotated[str, StringConstraints(max_length=63)]
+    now_s: UnixSeconds
+    started_s: UnixSeconds | None
+    finished: bool
+    finish_reason: Text = ""
+    outer_step: Step
+    outer_steps: Step
+    stages: Annotated[tuple[StageState, ...], Field(max_length=STAGES_MAX)]
+    miners: Annotated[tuple[MinerStatus, ...], Field(max_length=MINERS_MAX)]
+    microbatches_started: Count
+    microbatches_applied: Count
+    microbatches_cancelled: Count
+    tokens: Count
+    """Of applied microbatches."""
+    anchors_equal: bool
+    """In every outer step so far all replicas reported the same digest."""
+    num_checks: Count
+    num_verdicts_failed: Count
+    recent_losses: Annotated[tuple[LossPoint, ...], Field(max_length=BATCH_MAX)]
+    """Newest last."""
+    notices: Annotated[tuple[Text, ...], Field(max_length=200)]
+    """What went wrong or changed: members gone, disputes, exclusions, phases cut short; newest last."""
+
+
+class LossQuery(Message):
+    """Asks for the loss of every applied microbatch, in order of arrival."""
+
+    kind: Literal["loss_query"] = "loss_query"
+    offset: Count = 0
+
+
+class Losses(Message):
+    kind: Literal["losses"] = "losses"
+    points: Annotated[tuple[LossPoint, ...], Field(max_length=BATCH_MAX)]
+    total: Count
