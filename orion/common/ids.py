@@ -7,7 +7,7 @@ Hotkey = NewType("Hotkey", str)
 """ss58 address of an sr25519 key: who somebody is, and the key of all state about them."""
 
 MicrobatchId = NewType("MicrobatchId", int)
-"""One trip of one microbatch through the pipeline. Never used twice in a run: data that is leased again gets a new one."""
+"""One trip of one microbatch through the pipeline; never used twice: data that is leased again gets a new one."""
 
 DataId = NewType("DataId", int)
 """Names the tokens of a microbatch: they are a pure function of (run seed, data id)."""

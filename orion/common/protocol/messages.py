@@ -1,8 +1,8 @@
 """Every message that crosses a process boundary. One file, so that a reader sees the whole protocol.
 
-All are frozen, strict and closed (unknown fields are refused), and every field is bounded. `docs/PROTOCOL.md` says which
-route carries which, who may send it and what is answered. Tensors do not travel in messages: a message describes a body
-(digest, size) or names an object in the store.
+All are frozen, strict and closed (unknown fields are refused), and every field is bounded. `docs/PROTOCOL.md` says
+which route carries which, who may send it and what is answered. Tensors do not travel in messages: a message describes
+a body (digest, size) or names an object in the store.
 """
 
 from enum import StrEnum
@@ -308,7 +308,8 @@ class Lease(Message):
 class Transfer(Message):
     """Describes the tensor body of a request between two miners. Travels in the signed query.
 
-    An activation's body holds `z` (the narrow tensor, B×T×C) and `ids` (int32, B×(T+1)); a gradient's holds `g` (as `z`).
+    An activation's body holds `z` (the narrow tensor, B×T×C) and `ids` (int32, B×(T+1)); a gradient's holds `g`, shaped
+    as `z`.
     """
 
     kind: Literal["transfer"] = "transfer"
