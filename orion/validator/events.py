@@ -1,0 +1,323 @@
+"""What can happen to a validator, and what it can decide to do. No behaviour.
+
+Every effect ends as exactly one event of the list beside it; feeds and ticks come unasked. Whoever runs the core (the loop, the
+simulator) carries out its effects and hands the events back; late, repeated and unexpected events change nothing.
+
+| effect | ends as |
+| --- | --- |
+| FetchCommitments | CommitmentsArrived, OrchestratorFailed |
+| FetchLedger | LedgerArrived, OrchestratorFailed |
+| SendVerdict | VerdictSent, OrchestratorFailed |
+| FetchLog | LogArrived, LogFailed |
+| FetchEvidence | EvidenceArrived, EvidenceFailed |
+| Replay | ReplayEnded, ReplayUnavailable |
+| FetchMetagraph | MetagraphArrived, ChainFailed |
+| SetWeights | WeightsSet, WeightsRefused, ChainFailed |
+| Notice | nothing: it is a line for the log |
+
+Shapes: B sequences, T tokens, C boundary width, U = T + 1 token ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from orion.common.ids import Digest, Direction, Hotkey
+from orion.common.protocol.messages import (
+    CheckpointRef,
+    Commitments,
+    CommittedLog,
+    EvidenceRequest,
+    Feed,
+    Ledger,
+    LogEntry,
+    Verdict,
+)
+
+TensorBody = Mapping[str, Tensor]
+"""A decoded body: `z` [B, T, C] and `ids` [B, U] of an activation, `g` [B, T, C] of a gradient."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayOperation:
+    """One logged operation with the tensors its miner handed over, both already checked against the log's digests."""
+
+    entry: LogEntry
+    input: TensorBody | None
+    output: TensorBody | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayTask:
+    """A prefix of a committed log, to be replayed from the public anchor of its outer step."""
+
+    miner: Hotkey
+    stage_index: int
+    outer_step: int
+    checkpoint: CheckpointRef | None
+    """Newest known checkpoint of the stage at or before the outer step; None = start from the initial parameters."""
+    operations: tuple[ReplayOperation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """What a replay found. The miner passes when `failure` is None."""
+
+    num_operations: int
+    """Replayed, up to and including the one that failed."""
+    num_compared: int
+    """Of these, operations whose output could be compared (an inner step, for example, has none)."""
+    num_bit_equal: int
+    """Of the compared ones, those whose output had the very same bits."""
+    cosine_least: float
+    norm_ratio_least: float
+    num_foreign_inputs: int
+    """Inputs whose token ids are not those of their data id. Somebody before this miner changed them."""
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """What the validator needs to know of the subnet, read at one block."""
+
+    block: int
+    block_s: float
+    """Seconds between blocks."""
+    uids: Mapping[Hotkey, int]
+    owner_uid: int | None
+    """Slot of the subnet owner's hotkey, to which the burn share goes; None when it has none."""
+    has_permit: bool
+    """Whether this validator may set weights."""
+    last_update_block: int | None
+    """When this validator last set weights; None = never."""
+    weights_rate_limit_blocks: int
+    weight_max: float
+    """Largest share that the chain lets one slot have, in (0, 1]."""
+
+
+class FetchProblem(StrEnum):
+    """Why a miner did not hand over what was asked for."""
+
+    UNREACHABLE = "unreachable"
+    """No answer, or the connection broke: asked again until the deadline."""
+    BUSY = "busy"
+    """Told to come again: asked again until the deadline."""
+    NOT_FOUND = "not_found"
+    """The miner answers, and says that it has no such thing."""
+    REFUSED = "refused"
+    """The miner answers, and refuses."""
+    BAD_BODY = "bad_body"
+    """What came is no such message or tensor: too large, malformed, wrong shape or type, not finite."""
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time passed. Needed about once a second; carries nothing, the time is an argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedArrived:
+    """The long-poll answered, be it with an unchanged version."""
+
+    feed: Feed
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentsArrived:
+    outer_step: int
+    commitments: Commitments
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerArrived:
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class LogArrived:
+    miner: Hotkey
+    log: CommittedLog
+
+
+@dataclass(frozen=True, slots=True)
+class LogFailed:
+    miner: Hotkey
+    outer_step: int
+    problem: FetchProblem
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvidenceArrived:
+    miner: Hotkey
+    request: EvidenceRequest
+    digest: Digest
+    """Of the body as it came, computed by the receiver."""
+    body: TensorBody
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFailed:
+    miner: Hotkey
+    request: EvidenceRequest
+    problem: FetchProblem
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnded:
+    miner: Hotkey
+    outer_step: int
+    result: ReplayResult
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayUnavailable:
+    """The validator itself could not replay: no anchor, no data, no memory. Not the miner's fault."""
+
+    miner: Hotkey
+    outer_step: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictSent:
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class MetagraphArrived:
+    view: ChainView
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSet:
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsRefused:
+    detail: str
+    retry_after_s: float | None
+    """None: asking again changes nothing."""
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCommitments:
+    outer_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLedger:
+    from_outer_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLog:
+    miner: Hotkey
+    url: str
+    outer_step: int
+    timeout_s: float
+    """What is left until the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchEvidence:
+    miner: Hotkey
+    url: str
+    request: EvidenceRequest
+    direction: Direction
+    """Layout of the body: an activation's or a gradient's."""
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    task: ReplayTask
+
+
+@dataclass(frozen=True, slots=True)
+class SendVerdict:
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMetagraph:
+    """Read the subnet's slots and hyperparameters into a ChainView."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetWeights:
+    weights: Mapping[int, float]
+    """uid to share; they add up to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person or a monitor should be able to find in the log."""
+
+    level: str
+    """`info` or `warning`."""
+    event: str
+    fields: Mapping[str, object]
+
+
+# --- failures that are nobody's fault ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorFailed:
+    """The orchestrator was not reached, or refused."""
+
+    effect: FetchCommitments | FetchLedger | SendVerdict
+    detail: str
+    retry: bool
+    """False when it refused for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFailed:
+    """The chain was not reached."""
+
+    effect: FetchMetagraph | SetWeights
+    detail: str
+
+
+Event = (
+    Ticked
+    | FeedArrived
+    | CommitmentsArrived
+    | LedgerArrived
+    | LogArrived
+    | LogFailed
+    | EvidenceArrived
+    | EvidenceFailed
+    | ReplayEnded
+    | ReplayUnavailable
+    | VerdictSent
+    | MetagraphArrived
+    | WeightsSet
+    | WeightsRefused
+    | OrchestratorFailed
+    | ChainFailed
+)
+
+Effect = (
+    FetchCommitments
+    | FetchLedger
+    | FetchLog
+    | FetchEvidence
+    | Replay
+    | SendVerdict
+    | FetchMetagraph
+    | SetWeights
+    | Notice
+)
