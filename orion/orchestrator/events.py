@@ -1,0 +1,146 @@
+"""What can happen to the orchestrator (events) and what it wants done about it (effects).
+
+Events are pydantic models because the journal keeps them as JSON and a restart replays them; effects never leave the process and
+are plain dataclasses. Nothing here decides anything.
+
+Queries (feed, status, losses, ledger, manifests, commitments, grants) are no events: they change nothing, so they are
+answered from the core's views and not written to the journal.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from orion.common.protocol.messages import (
+    MINERS_MAX,
+    Applied,
+    CheckpointUploaded,
+    Done,
+    Heartbeat,
+    Join,
+    Joined,
+    Lease,
+    LeaseRequest,
+    Leave,
+    ObjectRef,
+    Reduced,
+    Refusal,
+    Report,
+    Ss58,
+    Uploaded,
+    Verdict,
+)
+
+Request = Annotated[
+    Join | Heartbeat | Leave | LeaseRequest | Report | Uploaded | Reduced | Applied | CheckpointUploaded | Verdict,
+    Field(discriminator="kind"),
+]
+"""A signed message that may change the run's state."""
+
+Response = Joined | Lease | Done
+"""What a request that was not refused is answered with."""
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RequestArrived(_Event):
+    """A message whose signature holds. It ends in exactly one `Answer` or `Refuse` with the same request id."""
+
+    kind: Literal["request_arrived"] = "request_arrived"
+    request_id: Annotated[int, Field(ge=0)]
+    """Chosen by the shell; it only has to tell apart the requests that wait for an answer at the same time."""
+    hotkey: Ss58
+    message: Request
+
+
+class ObjectChecked(_Event):
+    """The store was asked about an object: `durable` says whether it lies there with the size and digest that `ref` names."""
+
+    kind: Literal["object_checked"] = "object_checked"
+    ref: ObjectRef
+    durable: bool
+
+
+class Neuron(_Event):
+    """A hotkey that is registered on the subnet."""
+
+    hotkey: Ss58
+    validator_permit: bool
+
+
+class MetagraphUpdated(_Event):
+    """All registered hotkeys, whenever they differ from those told before."""
+
+    kind: Literal["metagraph_updated"] = "metagraph_updated"
+    neurons: Annotated[tuple[Neuron, ...], Field(max_length=MINERS_MAX)]
+
+
+class Ticked(_Event):
+    """Time has passed: deadlines are looked at. Due several times a second."""
+
+    kind: Literal["ticked"] = "ticked"
+
+
+class Resumed(_Event):
+    """The orchestrator is up again after the last event. Nobody could reach it meanwhile, so silence counts from now, deadlines
+    move by the time it was away, and every effect that may have been lost is due again."""
+
+    kind: Literal["resumed"] = "resumed"
+
+
+Event = Annotated[RequestArrived | ObjectChecked | MetagraphUpdated | Ticked | Resumed, Field(discriminator="kind")]
+
+_EVENT: TypeAdapter[RequestArrived | ObjectChecked | MetagraphUpdated | Ticked | Resumed] = TypeAdapter(Event)
+
+
+def event_to_json(event: Event) -> bytes:
+    """The journal's form of an event."""
+    return _EVENT.dump_json(event)
+
+
+def event_from_json(data: bytes) -> Event:
+    """The event that `event_to_json` wrote. Raises pydantic.ValidationError for anything else."""
+    return _EVENT.validate_json(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Reply to the request with this message (200)."""
+
+    request_id: int
+    message: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Reply to the request with a refusal (4xx). A refused request has changed nothing except when its sender was last heard of."""
+
+    request_id: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class CheckObject:
+    """Look whether the object is durable; ends as `ObjectChecked`. Asked again after a while when no answer came."""
+
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObjects:
+    """Delete every object whose key starts with the prefix. Ends without an event: nothing names these objects any more."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The feed has changed: wake whoever waits for a version above the one it knows."""
+
+    version: int
+
+
+Effect = Answer | Refuse | CheckObject | DeleteObjects | Announce
