@@ -1,0 +1,41 @@
+"""Paths of all routes, so that a client and a server can't spell one differently. Pure."""
+
+from typing import Final
+
+# Orchestrator
+RUN: Final = "/v1/run"
+STATUS: Final = "/v1/status"
+LOSSES: Final = "/v1/losses"
+JOIN: Final = "/v1/join"
+HEARTBEAT: Final = "/v1/heartbeat"
+LEAVE: Final = "/v1/leave"
+FEED: Final = "/v1/feed"
+LEASE: Final = "/v1/lease"
+REPORT: Final = "/v1/report"
+UPLOADED: Final = "/v1/uploaded"
+REDUCED: Final = "/v1/reduced"
+APPLIED: Final = "/v1/applied"
+CHECKPOINT: Final = "/v1/checkpoint"
+MANIFESTS: Final = "/v1/manifests"
+COMMITMENTS: Final = "/v1/commitments"
+LEDGER: Final = "/v1/ledger"
+VERDICT: Final = "/v1/verdict"
+GRANTS: Final = "/v1/grants"
+OBJECTS: Final = "/v1/objects"
+"""Followed by `/` and the object's key."""
+DATA: Final = "/v1/data"
+"""Followed by `/` and the file's name."""
+
+# Miner
+FORWARD: Final = "/v1/forward"
+BACKWARD: Final = "/v1/backward"
+CANCEL: Final = "/v1/cancel"
+LOG: Final = "/v1/log"
+EVIDENCE: Final = "/v1/evidence"
+
+# Everybody
+HEALTH: Final = "/healthz"
+METRICS: Final = "/metrics"
+
+FEED_WAIT_S_MAX: Final = 30.0
+"""Longest time that the feed may keep a caller waiting for a change."""
