@@ -1,7 +1,7 @@
 """What can happen to the orchestrator (events) and what it wants done about it (effects).
 
-Events are pydantic models because the journal keeps them as JSON and a restart replays them; effects never leave the process and
-are plain dataclasses. Nothing here decides anything.
+Events are pydantic models because the journal keeps them as JSON and a restart replays them; effects never leave the
+process and are plain dataclasses. Nothing here decides anything.
 
 Queries (feed, status, losses, ledger, manifests, commitments, grants) are no events: they change nothing, so they are
 answered from the core's views and not written to the journal.
@@ -57,11 +57,12 @@ class RequestArrived(_Event):
 
 
 class ObjectChecked(_Event):
-    """The store was asked about an object: `durable` says whether it lies there with the size and digest that `ref` names."""
+    """The store was asked about an object."""
 
     kind: Literal["object_checked"] = "object_checked"
     ref: ObjectRef
     durable: bool
+    """Whether it lies there, safe, with the size and digest that `ref` names."""
 
 
 class Neuron(_Event):
@@ -85,8 +86,8 @@ class Ticked(_Event):
 
 
 class Resumed(_Event):
-    """The orchestrator is up again after the last event. Nobody could reach it meanwhile, so silence counts from now, deadlines
-    move by the time it was away, and every effect that may have been lost is due again."""
+    """The orchestrator is up again. Nobody could reach it since the last event, so silence counts from now, deadlines move
+    by the time it was away, and every effect that may have been lost is due again."""
 
     kind: Literal["resumed"] = "resumed"
 
@@ -116,7 +117,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Reply to the request with a refusal (4xx). A refused request has changed nothing except when its sender was last heard of."""
+    """Reply to the request with a refusal (4xx). It has changed nothing but when its sender was last heard of."""
 
     request_id: int
     refusal: Refusal
@@ -131,7 +132,7 @@ class CheckObject:
 
 @dataclass(frozen=True, slots=True)
 class DeleteObjects:
-    """Delete every object whose key starts with the prefix. Ends without an event: nothing names these objects any more."""
+    """Delete every object whose key starts with the prefix. No event follows: nothing names these objects any more."""
 
     prefix: str
 
