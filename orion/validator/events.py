@@ -1,7 +1,8 @@
 """What can happen to a validator, and what it can decide to do. No behaviour.
 
-Every effect ends as exactly one event of the list beside it; feeds and ticks come unasked. Whoever runs the core (the loop, the
-simulator) carries out its effects and hands the events back; late, repeated and unexpected events change nothing.
+Every effect ends as exactly one event of the list beside it; feeds and ticks come unasked. Whoever runs the core (the
+loop, the simulator) carries out its effects and hands the events back; what comes late, twice or unasked changes
+nothing.
 
 | effect | ends as |
 | --- | --- |
@@ -225,6 +226,8 @@ class FetchLog:
     miner: Hotkey
     url: str
     outer_step: int
+    size_bytes_max: int
+    """Of the answer."""
     timeout_s: float
     """What is left until the deadline."""
 
