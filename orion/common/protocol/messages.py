@@ -8,7 +8,7 @@ a body (digest, size) or names an object in the store.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from orion.common.ids import DataId, Digest, Direction, Hotkey, MemberState, MicrobatchId, Phase
 
@@ -77,6 +77,19 @@ class Done(Message):
     """The answer to a request that has nothing else to say."""
 
     kind: Literal["done"] = "done"
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+class RunInfo(Message):
+    """What anyone may ask for, unsigned, before taking part."""
+
+    kind: Literal["run_info"] = "run_info"
+    orchestrator: Ss58
+    """Whom requests to the orchestrator are signed for."""
+    spec: dict[str, JsonValue]
+    """The RunSpec as JSON (`orion.common.config`)."""
 
 
 # --- objects in the store ---------------------------------------------------------------------------------------------
