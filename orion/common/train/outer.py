@@ -1,0 +1,146 @@
+"""The outer step: the mean of pseudo-gradients and Nesterov momentum on it, bit for bit the same for everybody.
+
+Every replica of a stage, every reducer and every auditor applies the same merged bytes and must end with the same
+anchor bytes, whatever device it runs on. IEEE 754 promises that for one multiplication or one addition of fp32
+numbers, but not for a fused multiply-add, for a division that a kernel replaces by a reciprocal, or for a sum whose
+order is left open. So means and steps use separate elementwise `mul`, `add` and `sub` with scalars that are rounded to
+fp32 once, and never `addcmul`, `alpha=`, `div` or a reduction. They must not be compiled by what fuses kernels.
+
+Being elementwise, the step applied to a slice is the slice of the step: whoever owns a partition computes only that.
+
+Letters in names: N flat parameters of a stage (or of a slice of it).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from orion.common.ids import Digest
+from orion.common.train.config import OuterConfig
+
+_NORM_CHUNK_PARAMS = 1 << 20
+"""Parameters that are widened to fp64 at a time: 8 MiB."""
+
+_DIGEST_CHUNK_PARAMS = 1 << 22
+"""16 MiB of fp32: what a digest copies to host memory at a time when the state lies on an accelerator."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OuterState:
+    """What all replicas of a stage share at the start of an outer step. Nobody writes into its tensors."""
+
+    anchor_N: Tensor
+    """fp32 parameters in the model's flat order."""
+    momentum_N: Tensor
+    """fp32, same shape and device as the anchor."""
+    outer_step: int
+    """Outer steps applied so far, hence the number of the one under way."""
+
+    def __post_init__(self) -> None:
+        for name, tensor_N in (("anchor_N", self.anchor_N), ("momentum_N", self.momentum_N)):
+            if tensor_N.dtype != torch.float32 or tensor_N.ndim != 1:
+                raise ValueError(f"{name} must be flat fp32, not {tensor_N.dtype} of shape {tuple(tensor_N.shape)}")
+        if self.anchor_N.shape != self.momentum_N.shape or self.anchor_N.device != self.momentum_N.device:
+            raise ValueError("anchor_N and momentum_N differ in length or device")
+        if self.outer_step < 0:
+            raise ValueError(f"outer_step {self.outer_step} is negative")
+
+    def slice(self, start: int, end: int) -> "OuterState":
+        """The state of the parameters in [start, end), as views."""
+        return OuterState(self.anchor_N[start:end], self.momentum_N[start:end], self.outer_step)
+
+
+def initial_outer_state(params_N: Tensor) -> OuterState:
+    """The state before the first outer step: the given fp32 parameters (copied) and no momentum."""
+    return OuterState(params_N.detach().clone(), torch.zeros_like(params_N), 0)
+
+
+def momentum_at(config: OuterConfig, outer_step: int) -> float:
+    """μ that the given outer step (counted from 0) uses."""
+    if outer_step >= config.num_momentum_warmup_steps:
+        return config.momentum
+    share = outer_step / config.num_momentum_warmup_steps
+    return config.momentum_start + (config.momentum - config.momentum_start) * share
+
+
+def apply_outer_step(state: OuterState, mean_pseudo_gradient_N: Tensor, config: OuterConfig) -> OuterState:
+    """The state after one outer step; the given state is left as it is.
+
+    `mean_pseudo_gradient_N` is fp32 on the state's device, of its length: anchor minus local parameters, averaged
+    over the contributors. Raises ValueError for another dtype, shape or device; finiteness is the caller's to check.
+    """
+    d_N = mean_pseudo_gradient_N
+    if d_N.dtype != torch.float32 or d_N.shape != state.anchor_N.shape or d_N.device != state.anchor_N.device:
+        raise ValueError(
+            f"mean pseudo-gradient is {d_N.dtype} of shape {tuple(d_N.shape)} on {d_N.device}, "
+            f"the anchor torch.float32 of shape {tuple(state.anchor_N.shape)} on {state.anchor_N.device}"
+        )
+    mu = momentum_at(config, state.outer_step)
+    momentum_N = torch.mul(state.momentum_N, mu)
+    momentum_N.add_(d_N)
+    update_N = torch.mul(momentum_N, mu)
+    update_N.add_(d_N)
+    update_N.mul_(config.lr)
+    return OuterState(torch.sub(state.anchor_N, update_N), momentum_N, state.outer_step + 1)
+
+
+def weighted_mean_in_order(slices: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Σ wᵢ·xᵢ ÷ Σ wᵢ in fp32, added up in the given order; the same bytes on every device.
+
+    Each slice is (weight > 0, fp32 tensor_N on one device). The weights are divided by their sum before they meet a
+    tensor, because a division of tensors is not the same on all devices. Raises ValueError for no slices, a weight
+    that is not positive and finite, or tensors that differ in dtype, shape or device.
+    """
+    if not slices:
+        raise ValueError("a mean needs at least one slice")
+    first_N = slices[0][1]
+    for weight, tensor_N in slices:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight {weight} is not positive and finite")
+        if tensor_N.dtype != torch.float32 or tensor_N.shape != first_N.shape or tensor_N.device != first_N.device:
+            raise ValueError(f"slice is {tensor_N.dtype} of shape {tuple(tensor_N.shape)} on {tensor_N.device}")
+    total = math.fsum(weight for weight, _ in slices)
+    mean_N = torch.mul(first_N, slices[0][0] / total)
+    for weight, tensor_N in slices[1:]:
+        mean_N.add_(torch.mul(tensor_N, weight / total))
+    return mean_N
+
+
+def contribution_norm(tensor_N: Tensor) -> float:
+    """Euclidean norm, summed in fp64 (devices agree on it to about 1e-13); not finite when any element is not."""
+    squares = (chunk_N.double().square().sum() for chunk_N in torch.split(tensor_N.detach(), _NORM_CHUNK_PARAMS))
+    return math.sqrt(math.fsum(float(square) for square in squares))
+
+
+def contribution_check(tensor_N: Tensor, norm_bound: float) -> str | None:
+    """Why a contribution may not enter a mean, or None when it may: it must be finite and within the norm bound."""
+    norm = contribution_norm(tensor_N)
+    if not math.isfinite(norm):
+        return "not finite"
+    if norm > norm_bound:
+        return f"norm {norm:.6g} exceeds {norm_bound:.6g}"
+    return None
+
+
+def state_digest(state: OuterState) -> Digest:
+    """blake3 over outer step, length, anchor and momentum, in this order, numbers little-endian.
+
+    Equal digests mean byte-identical states. The anchor alone decides what is trained, but two replicas with different
+    momentum would part at the next outer step, so both are in it.
+    """
+    hasher = blake3()
+    hasher.update(state.outer_step.to_bytes(8, "little"))
+    hasher.update(state.anchor_N.numel().to_bytes(8, "little"))
+    for tensor_N in (state.anchor_N, state.momentum_N):
+        for chunk in _host_bytes(tensor_N):
+            hasher.update(chunk)
+    return Digest(hasher.hexdigest())
+
+
+def _host_bytes(tensor_N: Tensor) -> Iterator[memoryview]:
+    for chunk_N in torch.split(tensor_N.detach(), _DIGEST_CHUNK_PARAMS):
+        yield chunk_N.cpu().contiguous().numpy().data.cast("B")
