@@ -1,0 +1,212 @@
+"""The orchestrator as its callers see it: one method per route of docs/PROTOCOL.md section 2.
+
+Every method raises RefusedError or TransportError. None retries: whoever calls knows whether the question still
+matters.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import IO
+
+from blake3 import blake3
+
+from orion.common.config import RunSpec
+from orion.common.errors import TransportError
+from orion.common.ids import Digest, Hotkey
+from orion.common.net.http import HttpClient
+from orion.common.net.rpc import MessageT, RpcClient, parse_answer
+from orion.common.protocol import routes
+from orion.common.protocol.messages import (
+    Applied,
+    CheckpointUploaded,
+    CommitmentQuery,
+    Commitments,
+    Done,
+    Feed,
+    GrantRequest,
+    Grants,
+    Heartbeat,
+    Join,
+    Joined,
+    Lease,
+    LeaseRequest,
+    Leave,
+    Ledger,
+    LedgerQuery,
+    Losses,
+    LossQuery,
+    ManifestQuery,
+    Manifests,
+    Message,
+    Reduced,
+    RefusalCode,
+    Report,
+    RunInfo,
+    RunStatus,
+    Uploaded,
+    Verdict,
+)
+from orion.common.protocol.refusals import refused
+
+REQUEST_TIMEOUT_S = 20.0
+"""For the orchestrator to answer; it decides in memory, so this covers a slow link and a loaded machine."""
+_WRITE_BYTES = 4 * 1024 * 1024
+"""What is gathered before a thread writes it to a file."""
+
+
+class OrchestratorClient:
+    """Talks to one run's orchestrator in the name of the client's hotkey."""
+
+    def __init__(
+        self, rpc: RpcClient, base_url: str, orchestrator: Hotkey, *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        """`base_url` without a trailing slash, e.g. `http://127.0.0.1:8700`."""
+        self.rpc = rpc
+        self.base_url = base_url
+        self.orchestrator = orchestrator
+        self._timeout_s = timeout_s
+
+    # --- what anyone may ask
+
+    @staticmethod
+    async def run_spec(http: HttpClient, base_url: str, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[RunSpec, Hotkey]:
+        """The run's specification and the orchestrator's hotkey; needed before there can be a client.
+
+        Raises ConfigError too, when this version of the code does not know that specification.
+        """
+        info = parse_answer(RunInfo, await http.read("GET", base_url + routes.RUN, timeout_s=timeout_s), routes.RUN)
+        return RunSpec.parse(dict(info.spec), f"{base_url}{routes.RUN}"), info.orchestrator
+
+    @staticmethod
+    async def status(http: HttpClient, base_url: str, timeout_s: float = REQUEST_TIMEOUT_S) -> RunStatus:
+        """What the run is doing; public."""
+        body = await http.read("GET", base_url + routes.STATUS, timeout_s=timeout_s)
+        return parse_answer(RunStatus, body, routes.STATUS)
+
+    async def losses(self, offset: int) -> Losses:
+        """Losses in order of arrival, from the given one on; a batch at a time."""
+        return await self._call(routes.LOSSES, LossQuery(offset=offset), Losses)
+
+    # --- membership
+
+    async def join(self, join: Join) -> Joined:
+        """Takes part; asking again gives the same assignment."""
+        return await self._call(routes.JOIN, join, Joined)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> Done:
+        """Renews the membership. Refused with NOT_MEMBER when it has lapsed: join again."""
+        return await self._call(routes.HEARTBEAT, heartbeat, Done)
+
+    async def leave(self, reason: str) -> Done:
+        """Goes on purpose."""
+        return await self._call(routes.LEAVE, Leave(reason=reason), Done)
+
+    async def feed(self, since: int, wait_s: float) -> Feed:
+        """The state once its version is above `since`, or as it is after `wait_s` (at most FEED_WAIT_S_MAX)."""
+        query = {"since": str(since), "wait_s": f"{min(wait_s, routes.FEED_WAIT_S_MAX):g}"}
+        return await self.rpc.get(
+            self.base_url, self.orchestrator, routes.FEED, Feed, query=query, timeout_s=wait_s + self._timeout_s
+        )
+
+    # --- work
+
+    async def lease(self, request: LeaseRequest) -> Lease:
+        """Rights to start microbatches. Refused with NO_WORK when there are none."""
+        return await self._call(routes.LEASE, request, Lease)
+
+    async def report(self, report: Report) -> Done:
+        """Hands in a batch of records."""
+        return await self._call(routes.REPORT, report, Done)
+
+    # --- the outer step
+
+    async def uploaded(self, uploaded: Uploaded) -> Done:
+        return await self._call(routes.UPLOADED, uploaded, Done)
+
+    async def reduced(self, reduced: Reduced) -> Done:
+        return await self._call(routes.REDUCED, reduced, Done)
+
+    async def applied(self, applied: Applied) -> Done:
+        return await self._call(routes.APPLIED, applied, Done)
+
+    async def checkpoint(self, checkpoint: CheckpointUploaded) -> Done:
+        return await self._call(routes.CHECKPOINT, checkpoint, Done)
+
+    async def manifests(self, stage_index: int, from_outer_step: int) -> Manifests:
+        """A stage's manifests from one outer step on, in order, as far as they exist (a batch at a time)."""
+        query = ManifestQuery(stage_index=stage_index, from_outer_step=from_outer_step)
+        return await self._call(routes.MANIFESTS, query, Manifests)
+
+    # --- validation
+
+    async def commitments(self, outer_step: int) -> Commitments:
+        return await self._call(routes.COMMITMENTS, CommitmentQuery(outer_step=outer_step), Commitments)
+
+    async def ledger(self, from_outer_step: int) -> Ledger:
+        return await self._call(routes.LEDGER, LedgerQuery(from_outer_step=from_outer_step), Ledger)
+
+    async def verdict(self, verdict: Verdict) -> Done:
+        return await self._call(routes.VERDICT, verdict, Done)
+
+    # --- objects and files
+
+    async def grants(self, request: GrantRequest) -> Grants:
+        """Signed URLs; those that are relative begin with a slash and belong behind `base_url`."""
+        return await self._call(routes.GRANTS, request, Grants)
+
+    async def fetch_data_file(self, name: str, destination: Path, *, size_bytes_max: int, timeout_s: float) -> Digest:
+        """Downloads one of the prepared data's files and returns its digest.
+
+        The file appears under its name only when it is whole; an existing one is replaced. Also raises OSError.
+        """
+        target, headers = self.rpc.signed_get(self.orchestrator, f"{routes.DATA}/{name}")
+        partial = destination.with_name(destination.name + ".partial")
+        file = await asyncio.to_thread(partial.open, "wb")
+        try:
+            digest = await self._download(target, headers, file, size_bytes_max, timeout_s)
+            await asyncio.to_thread(_finish, file, partial, destination)
+        except BaseException:
+            # Also when cancelled: nothing half-written is left behind.
+            await asyncio.to_thread(_discard, file, partial)
+            raise
+        return digest
+
+    async def _download(
+        self, target: str, headers: dict[str, str], file: IO[bytes], size_bytes_max: int, timeout_s: float
+    ) -> Digest:
+        hasher = blake3()
+        gathered = bytearray()
+        size_bytes = 0
+        async with self.rpc.http.open("GET", self.base_url + target, headers=headers, timeout_s=timeout_s) as answer:
+            async for part in answer.content.iter_any():
+                size_bytes += len(part)
+                if size_bytes > size_bytes_max:
+                    raise refused(RefusalCode.TOO_LARGE, f"file exceeds {size_bytes_max} bytes")
+                gathered += part
+                if len(gathered) >= _WRITE_BYTES:
+                    hasher.update(gathered)
+                    await asyncio.to_thread(file.write, gathered)
+                    gathered = bytearray()
+            if answer.content_length not in (None, size_bytes):
+                raise TransportError(f"{target}: ended after {size_bytes} of {answer.content_length} bytes")
+        hasher.update(gathered)
+        await asyncio.to_thread(file.write, gathered)
+        return Digest(hasher.hexdigest())
+
+    async def _call(self, route: str, message: Message, answer_type: type[MessageT]) -> MessageT:
+        return await self.rpc.call(
+            self.base_url, self.orchestrator, route, message, answer_type, timeout_s=self._timeout_s
+        )
+
+
+def _finish(file: IO[bytes], partial: Path, destination: Path) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    partial.replace(destination)
+
+
+def _discard(file: IO[bytes], partial: Path) -> None:
+    file.close()
+    partial.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""Tensors on the receiving end: taken in without copies and checked before anybody sees them, and handed out."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+from torch import Tensor
+
+from orion.common.net.http import receive_exact
+from orion.common.protocol.codec import Body, TensorSpec, body_size, check_finite, decode
+from orion.common.protocol.messages import RefusalCode, Transfer
+from orion.common.protocol.refusals import refused
+
+_CHECK_INLINE_BYTES_MAX = 4 * 1024 * 1024
+"""Larger bodies are searched for infinities in a thread: it takes a millisecond for this many bytes."""
+
+
+async def receive_tensors(
+    request: web.Request, transfer: Transfer, expected: Mapping[str, TensorSpec], *, timeout_s: float
+) -> dict[str, Tensor]:
+    """The tensors in a request's body: exactly the expected ones, of the announced digest, all finite.
+
+    Checks size before it takes memory, then digest, layout and values. `timeout_s` bounds the whole arrival. Raises
+    RefusedError; the buffer is the caller's alone, and freed with the tensors.
+    """
+    size_bytes = body_size(expected)
+    if transfer.size_bytes != size_bytes or request.content_length != size_bytes:
+        announced = max(transfer.size_bytes, request.content_length or 0)
+        code = RefusalCode.TOO_LARGE if announced > size_bytes else RefusalCode.BAD_TENSOR
+        raise refused(code, f"{announced} bytes are announced, the tensors of this run take {size_bytes}")
+    try:
+        async with asyncio.timeout(timeout_s):
+            buffer = await receive_exact(request.content, size_bytes, transfer.digest)
+    except TimeoutError as error:
+        raise refused(RefusalCode.MALFORMED, f"the body did not arrive within {timeout_s:g} s") from error
+    tensors = decode(buffer, expected, size_bytes)
+    if size_bytes > _CHECK_INLINE_BYTES_MAX:
+        await asyncio.to_thread(check_finite, tensors)
+    else:
+        check_finite(tensors)
+    return tensors
+
+
+async def tensor_answer(request: web.Request, body: Body) -> web.StreamResponse:
+    """Sends a tensor body as the answer."""
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = body.size_bytes
+    await response.prepare(request)
+    for chunk in body.chunks():
+        await response.write(chunk)
+    await response.write_eof()
+    return response
