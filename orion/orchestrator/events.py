@@ -86,7 +86,7 @@ class Ticked(_Event):
 
 
 class Resumed(_Event):
-    """The orchestrator is up again. Nobody could reach it since the last event, so silence counts from now, deadlines move
+    """The orchestrator is up again. Nobody could reach it since the last event: silence counts from now, deadlines move
     by the time it was away, and every effect that may have been lost is due again."""
 
     kind: Literal["resumed"] = "resumed"

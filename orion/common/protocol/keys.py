@@ -1,5 +1,9 @@
 """Names of the objects in the store. Pure; the only place that spells them."""
 
+import re
+from dataclasses import dataclass
+from typing import Literal
+
 from orion.common.ids import Hotkey
 
 
@@ -25,11 +29,36 @@ def outer_step_prefix(outer_step: int) -> str:
 
 def owner_of(key: str) -> str | None:
     """The hotkey that may write this key, None if nobody may."""
-    parts = key.split("/")
-    if len(parts) < 6 or parts[0] != "outer" or parts[2] != "stage":
+    name = parse_key(key)
+    return name.hotkey if name is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """What a key says about its object."""
+
+    kind: Literal["pseudo-gradient", "reduced", "checkpoint"]
+    outer_step: int
+    stage_index: int
+    hotkey: Hotkey
+    partition_index: int | None
+    """None for a checkpoint."""
+
+
+_KEY = re.compile(
+    r"outer/(?P<outer_step>0|[1-9][0-9]{0,9})/stage/(?P<stage_index>0|[1-9][0-9]{0,2})"
+    r"/(?:(?P<kind>pseudo-gradient|reduced)/(?P<hotkey>[A-Za-z0-9]+)/(?P<partition_index>0|[1-9][0-9]{0,3})"
+    r"|checkpoint/(?P<checkpoint_hotkey>[A-Za-z0-9]+))\.safetensors"
+)
+
+
+def parse_key(key: str) -> ObjectName | None:
+    """The name behind a key, None when none of the functions above makes such keys."""
+    match = _KEY.fullmatch(key)
+    if match is None:
         return None
-    if parts[4] in ("pseudo-gradient", "reduced") and len(parts) == 7:
-        return parts[5]
-    if parts[4] == "checkpoint" and len(parts) == 6:
-        return parts[5].removesuffix(".safetensors")
-    return None
+    outer_step, stage_index = int(match["outer_step"]), int(match["stage_index"])
+    if match["kind"] is None:
+        return ObjectName("checkpoint", outer_step, stage_index, Hotkey(match["checkpoint_hotkey"]), None)
+    kind: Literal["pseudo-gradient", "reduced"] = "reduced" if match["kind"] == "reduced" else "pseudo-gradient"
+    return ObjectName(kind, outer_step, stage_index, Hotkey(match["hotkey"]), int(match["partition_index"]))
