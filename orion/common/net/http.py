@@ -90,9 +90,18 @@ class HttpClient:
         except (aiohttp.ClientError, OSError) as error:
             raise TransportError(f"{method} {_short(url)}: {type(error).__name__}: {error}") from error
 
-    async def read(self, method: str, url: str, *, timeout_s: float, size_bytes_max: int = MESSAGE_BYTES_MAX) -> bytes:
-        """The whole answer to an unsigned request, bounded. Raises as `open`."""
-        async with self.open(method, url, timeout_s=timeout_s) as response:
+    async def read(
+        self,
+        method: str,
+        url: str,
+        *,
+        timeout_s: float,
+        data: bytes | None = None,
+        size_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> bytes:
+        """The whole answer to an unsigned request (`data` is JSON), bounded. Raises as `open`."""
+        headers = None if data is None else {"Content-Type": "application/json"}
+        async with self.open(method, url, headers=headers, data=data, timeout_s=timeout_s) as response:
             return await read_bounded(response, size_bytes_max)
 
 

@@ -84,9 +84,12 @@ class OrchestratorClient:
         body = await http.read("GET", base_url + routes.STATUS, timeout_s=timeout_s)
         return parse_answer(RunStatus, body, routes.STATUS)
 
-    async def losses(self, offset: int) -> Losses:
-        """Losses in order of arrival, from the given one on; a batch at a time."""
-        return await self._call(routes.LOSSES, LossQuery(offset=offset), Losses)
+    @staticmethod
+    async def losses(http: HttpClient, base_url: str, offset: int, timeout_s: float = REQUEST_TIMEOUT_S) -> Losses:
+        """Losses in order of arrival, from the given one on, a batch at a time; public."""
+        body = LossQuery(offset=offset).model_dump_json().encode()
+        answer = await http.read("POST", base_url + routes.LOSSES, data=body, timeout_s=timeout_s)
+        return parse_answer(Losses, answer, routes.LOSSES)
 
     # --- membership
 
@@ -166,10 +169,9 @@ class OrchestratorClient:
         try:
             digest = await self._download(target, headers, file, size_bytes_max, timeout_s)
             await asyncio.to_thread(_finish, file, partial, destination)
-        except BaseException:
-            # Also when cancelled: nothing half-written is left behind.
+        finally:
+            # Nothing half-written is left behind, also when cancelled; once finished there is nothing to discard.
             await asyncio.to_thread(_discard, file, partial)
-            raise
         return digest
 
     async def _download(

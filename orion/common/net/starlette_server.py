@@ -6,7 +6,7 @@ from typing import TypeVar
 from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from orion.common.ids import Hotkey
@@ -26,6 +26,7 @@ def install(app: Starlette, gate: Gate) -> None:
     app.add_exception_handler(RefusedError, _answer_refused)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
 
 
 async def signed_json(
@@ -94,3 +95,9 @@ async def _answer_validation_error(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return _refusal_answer(Refusal(code=RefusalCode.MALFORMED, message=f"{where}: {first['msg']}"[:500]))
+
+
+async def _answer_nobody(_: Request, error: Exception) -> Response:
+    # The sender broke off in the middle of its body: no mistake of ours, and nobody is left to read an answer.
+    assert isinstance(error, ClientDisconnect)
+    return _refusal_answer(Refusal(code=RefusalCode.MALFORMED, message="the body broke off"))

@@ -1,0 +1,240 @@
+"""The object store: the seam, its embedded form in a directory, and the signed URLs through which others reach it.
+
+Objects are write-once: whoever has seen an object durable can rely on its bytes for as long as it exists. Writing the
+same bytes again changes nothing; writing others is refused. Invariants of the directory: an object is visible only
+when it is whole, on disk and has its digest; a key never leads outside the root.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol
+from urllib.parse import quote, urlencode
+
+from blake3 import blake3
+from pydantic import TypeAdapter, ValidationError
+
+from orion.common.ids import Digest
+from orion.common.protocol import routes
+from orion.common.protocol.messages import ObjectKey, RefusalCode
+from orion.common.protocol.refusals import refused
+
+READ_BYTES = 1024 * 1024
+"""What is read from a file at a time."""
+_WRITE_BYTES = 4 * 1024 * 1024
+"""What is gathered before a thread hashes it and writes it to a file."""
+
+_KEY = TypeAdapter(ObjectKey)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A durable object."""
+
+    size_bytes: int
+    digest: Digest
+
+
+class ObjectStore(Protocol):
+    """Where objects lie. Keys are those of `protocol/keys.py`; a key of another form is refused with MALFORMED."""
+
+    async def stat(self, key: str) -> StoredObject | None:
+        """Size and digest of a durable object, None when there is none."""
+        ...
+
+    async def put(
+        self, key: str, chunks: AsyncIterable[bytes | bytearray | memoryview], size_bytes_max: int
+    ) -> StoredObject:
+        """Takes an object in; durable on return. Raises RefusedError TOO_LARGE as soon as it exceeds the bound, and
+        CONFLICT when the key holds other bytes. Whatever fails, also cancellation, leaves nothing behind."""
+        ...
+
+    def get(self, key: str) -> AsyncIterator[bytes]:
+        """The object's bytes in pieces. Raises RefusedError NOT_FOUND before the first."""
+        ...
+
+    async def delete_prefix(self, prefix: str) -> None:
+        """Deletes every object whose key starts with `prefix`, which ends with a slash. None there: no error."""
+        ...
+
+
+class DirectoryStore:
+    """Objects as files under a root that belongs to one process."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes the root, and removes what an interrupted write left there. Blocks on file I/O."""
+        self._objects = root / "objects"
+        self._digests = root / "digests"
+        self._partial = root / "partial"
+        shutil.rmtree(self._partial, ignore_errors=True)
+        for folder in (self._objects, self._digests, self._partial):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._commits = asyncio.Lock()
+
+    async def stat(self, key: str) -> StoredObject | None:
+        return await asyncio.to_thread(self._stat, check_key(key))
+
+    async def put(
+        self, key: str, chunks: AsyncIterable[bytes | bytearray | memoryview], size_bytes_max: int
+    ) -> StoredObject:
+        check_key(key)
+        partial = await asyncio.to_thread(_Partial, self._partial)
+        try:
+            gathered = bytearray()
+            async for chunk in chunks:
+                if partial.size_bytes + len(gathered) + len(chunk) > size_bytes_max:
+                    raise refused(RefusalCode.TOO_LARGE, f"object exceeds {size_bytes_max} bytes")
+                gathered += chunk
+                if len(gathered) >= _WRITE_BYTES:
+                    await asyncio.to_thread(partial.write, gathered)
+                    gathered = bytearray()
+            stored = await asyncio.to_thread(partial.finish, gathered)
+            async with self._commits:
+                return await asyncio.to_thread(self._commit, key, partial.path, stored)
+        finally:
+            await asyncio.to_thread(partial.discard)
+
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        file = await asyncio.to_thread(self._open, check_key(key))
+        try:
+            while data := await asyncio.to_thread(file.read, READ_BYTES):
+                yield data
+        finally:
+            file.close()
+
+    async def delete_prefix(self, prefix: str) -> None:
+        if not prefix.endswith("/"):
+            raise ValueError(f"prefix {prefix!r} must end with a slash")
+        key = check_key(prefix.removesuffix("/"))
+        async with self._commits:
+            for folder in (self._objects, self._digests):
+                await asyncio.to_thread(_remove_tree, folder / key)
+
+    def _stat(self, key: str) -> StoredObject | None:
+        try:
+            size_bytes = (self._objects / key).stat().st_size
+            return StoredObject(size_bytes, Digest((self._digests / key).read_text(encoding="ascii")))
+        except (FileNotFoundError, NotADirectoryError):
+            # Not there, or just being deleted.
+            return None
+
+    def _open(self, key: str) -> IO[bytes]:
+        try:
+            return (self._objects / key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise refused(RefusalCode.NOT_FOUND, f"no object {key}") from None
+
+    def _commit(self, key: str, partial: Path, stored: StoredObject) -> StoredObject:
+        """Makes a finished file visible. Runs alone, so that nobody comes between looking and moving."""
+        present = self._stat(key)
+        if present is not None:
+            if present != stored:
+                raise refused(RefusalCode.CONFLICT, f"{key} holds other bytes; objects are written once")
+            return present
+        target, digest_file = self._objects / key, self._digests / key
+        for folder in (target.parent, digest_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        # The digest first: a digest without object is no object, but an object must never lack its digest.
+        with digest_file.open("w", encoding="ascii") as file:
+            file.write(stored.digest)
+            _sync(file)
+        partial.replace(target)
+        for folder in (digest_file.parent, target.parent):
+            _sync_folder(folder)
+        return stored
+
+
+class _Partial:
+    """An object on its way in. Used from threads, one call at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._hasher = blake3()
+        self.path = Path(name)
+        self.size_bytes = 0
+
+    def write(self, data: bytearray) -> None:
+        self._hasher.update(data)
+        position = 0
+        while position < len(data):
+            position += self._file.write(memoryview(data)[position:])
+        self.size_bytes += len(data)
+
+    def finish(self, data: bytearray) -> StoredObject:
+        self.write(data)
+        _sync(self._file)
+        self._file.close()
+        return StoredObject(self.size_bytes, Digest(self._hasher.hexdigest()))
+
+    def discard(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def check_key(key: str) -> str:
+    """The key, when it is one. Raises RefusedError MALFORMED."""
+    try:
+        return _KEY.validate_python(key)
+    except ValidationError:
+        raise refused(RefusalCode.MALFORMED, f"{key[:200]!r} is no object key") from None
+
+
+def _remove_tree(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def _sync(file: IO[bytes] | IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- signed URLs ------------------------------------------------------------------------------------------------------
+
+
+class UrlSigner:
+    """Makes and checks relative URLs that allow one method on one object until they expire. Pure."""
+
+    def __init__(self, secret: bytes) -> None:
+        """At least 32 random bytes that only the store's process knows; with new ones, old URLs end."""
+        if len(secret) < 32:
+            raise ValueError(f"a secret of {len(secret)} bytes is too short, 32 are the least")
+        self._secret = secret
+
+    def sign(self, method: Literal["GET", "PUT"], key: str, expires_s: float, size_bytes_max: int = 0) -> str:
+        """A path and query. `expires_s` is Unix time; `size_bytes_max` bounds what a PUT may bring."""
+        fields = {"method": method, "expires": str(int(expires_s)), "max": str(size_bytes_max)}
+        fields["sig"] = self._signature(check_key(key), fields)
+        return f"{routes.OBJECTS}/{quote(key)}?{urlencode(fields)}"
+
+    def verify(self, method: str, key: str, query: Mapping[str, str], now_s: float) -> int:
+        """The bound on the body's size, in bytes. Raises RefusedError FORBIDDEN when the URL isn't ours, is for
+        another method or object, or has expired."""
+        fields = {name: query.get(name, "") for name in ("method", "expires", "max")}
+        if not hmac.compare_digest(self._signature(key, fields).encode(), query.get("sig", "").encode()):
+            raise refused(RefusalCode.FORBIDDEN, "the URL's signature is wrong")
+        # From here on the fields are ours, so they are well-formed.
+        if fields["method"] != method:
+            raise refused(RefusalCode.FORBIDDEN, f"the URL is for {fields['method']}")
+        if now_s > int(fields["expires"]):
+            raise refused(RefusalCode.FORBIDDEN, "the URL has expired; ask for a new one")
+        return int(fields["max"])
+
+    def _signature(self, key: str, fields: Mapping[str, str]) -> str:
+        signed = "\n".join((fields["method"], key, fields["expires"], fields["max"]))
+        return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()
