@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from orion.common.train.config import InnerConfig
+from orion.common.train.muon import Muon
 
 _NORM_SLACK = 1e-6
 """Added to a norm that is divided by."""
@@ -100,7 +101,7 @@ def build_inner_optimizer(
         return InnerOptimizer(params, [_adam(matrix_groups + other_groups, config)])
     optimizers: list[torch.optim.Optimizer] = []
     if matrix_groups:
-        optimizers.append(_muon(matrix_groups, config))
+        optimizers.append(Muon(matrix_groups, momentum=config.muon_momentum))
     if other_groups:
         optimizers.append(_adam(other_groups, config))
     return InnerOptimizer(params, optimizers)
@@ -112,11 +113,6 @@ def _groups(params: Sequence[Tensor], lr: float, weight_decay: float) -> list[di
     others = [param for param in params if param.ndim < 2]
     pairs = ((decaying, weight_decay), (others, 0.0))
     return [{"params": members, "lr": lr, "weight_decay": decay} for members, decay in pairs if members]
-
-
-def _muon(groups: list[dict[str, object]], config: InnerConfig) -> torch.optim.Optimizer:
-    momentum = config.muon_momentum
-    return torch.optim.Muon(groups, momentum=momentum, nesterov=True, adjust_lr_fn="match_rms_adamw")
 
 
 def _adam(groups: list[dict[str, object]], config: InnerConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,78 @@
+"""Muon: momentum, orthogonalised by Newton-Schulz iterations, for the matrices inside blocks.
+
+Keller Jordan's optimizer (2024) with the update scale of Moonlight (arXiv 2502.16982, eq. 4). `torch.optim.Muon` does
+the same but always iterates in bfloat16, which processors without bfloat16 units compute some thirty times slower
+than float32, and takes one matrix at a time. Here the iteration runs in the dtype that suits the device, and matrices
+of one shape go through it together.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic that drives singular values towards 1; chosen by its author for the steepest slope at 0."""
+NUM_NEWTON_SCHULZ_STEPS = 5
+RMS_OF_ADAMW = 0.2
+"""Typical root mean square of an AdamW update, to which Muon's is scaled so that both can share a learning rate."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Takes two-dimensional float32 parameters only; raises ValueError for others."""
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], *, momentum: float, lr: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        if any(param.ndim != 2 for group in self.param_groups for param in group["params"]):
+            raise ValueError("Muon takes matrices only")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter from its `.grad`."""
+        assert closure is None, "Muon steps from gradients that are already there"
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for param in group["params"]:
+                by_shape[param.shape].append(param)
+            for shape, params in by_shape.items():
+                updates_KMN = orthogonalise(
+                    torch.stack([self._direction(param, group["momentum"]) for param in params])
+                )
+                rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
+                for param, update_MN in zip(params, updates_KMN, strict=True):
+                    param.mul_(1.0 - group["lr"] * group["weight_decay"])
+                    param.sub_(update_MN * rate)
+
+    def _direction(self, param: Tensor, momentum: float) -> Tensor:
+        """The gradient looked at through Nesterov momentum; updates the running mean."""
+        assert param.grad is not None, "every matrix needs a gradient"
+        state = self.state[param]
+        if not state:
+            state["mean"] = torch.zeros_like(param)
+        mean: Tensor = state["mean"]
+        mean.lerp_(param.grad, 1.0 - momentum)
+        return param.grad.lerp(mean, momentum)
+
+
+def orthogonalise(matrices_KMN: Tensor) -> Tensor:
+    """Nearly U Vᵀ of each of K matrices [M, N] = U S Vᵀ, in their dtype: singular values end between 0.7 and 1.2."""
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    x_KMN = matrices_KMN.to(_iteration_dtype(matrices_KMN.device))
+    is_tall = x_KMN.shape[1] > x_KMN.shape[2]
+    if is_tall:
+        x_KMN = x_KMN.mT
+    x_KMN = x_KMN / torch.linalg.matrix_norm(x_KMN, keepdim=True).clamp(min=1e-7)
+    for _ in range(NUM_NEWTON_SCHULZ_STEPS):
+        gram_KMM = x_KMN @ x_KMN.mT
+        polynomial_KMM = torch.baddbmm(gram_KMM, gram_KMM, gram_KMM, beta=b, alpha=c)
+        x_KMN = torch.baddbmm(x_KMN, polynomial_KMM, x_KMN, beta=a)
+    return (x_KMN.mT if is_tall else x_KMN).to(matrices_KMN.dtype)
+
+
+def _iteration_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
