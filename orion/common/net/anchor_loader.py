@@ -1,0 +1,122 @@
+"""Fetches what an anchor is made of and builds it: the shell of `orion.common.train.anchor`."""
+
+import asyncio
+
+from torch import Tensor
+
+from orion.common.config import RunSpec
+from orion.common.model.params import stage_num_params
+from orion.common.net.object_client import ObjectClient
+from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.protocol.codec import body_size, check_finite, checkpoint_spec, decode, mean_spec
+from orion.common.protocol.messages import CheckpointRef, Manifest, RefusalCode
+from orion.common.protocol.refusals import RefusedError, refused
+from orion.common.train.anchor import apply_means, initial_anchor, state_from_checkpoint
+from orion.common.train.outer import OuterState, state_digest
+from orion.common.train.partition import Partition, partition_bounds
+
+Start = OuterState | CheckpointRef | None
+"""Where building may begin: a state at hand, a checkpoint to fetch, or (None) the initial parameters."""
+
+
+class AnchorLoader:
+    """Builds anchors of one run's stages, on the CPU. Heavy computing runs in a thread."""
+
+    def __init__(self, orchestrator: OrchestratorClient, objects: ObjectClient, spec: RunSpec) -> None:
+        self._orchestrator = orchestrator
+        self._objects = objects
+        self._spec = spec
+
+    async def load(
+        self,
+        stage_index: int,
+        outer_step: int,
+        checkpoint: CheckpointRef | None = None,
+        held: OuterState | None = None,
+    ) -> OuterState:
+        """The anchor at the start of `outer_step`.
+
+        Starts from the newest state at or before it that leads there: one that the caller holds (of this stage), the
+        checkpoint, or the initial parameters; a checkpoint whose content is not what its digests say is passed over.
+        Raises RefusedError when none leads there (NOT_FOUND: manifests or objects are missing), and TransportError.
+        """
+        starts: list[Start] = [start for start in (held, checkpoint) if start and start.outer_step <= outer_step]
+        starts.sort(key=lambda start: start.outer_step if start else 0, reverse=True)
+        errors: list[RefusedError] = []
+        for start in (*starts, None):
+            try:
+                return await self._advance(stage_index, await self._begin(stage_index, start), outer_step)
+            except RefusedError as error:
+                errors.append(error)
+        raise errors[0]
+
+    async def _begin(self, stage_index: int, start: Start) -> OuterState:
+        if isinstance(start, OuterState):
+            return start
+        if start is None:
+            return await asyncio.to_thread(initial_anchor, self._spec, stage_index)
+        return await self._fetch_checkpoint(start)
+
+    async def _fetch_checkpoint(self, ref: CheckpointRef) -> OuterState:
+        num_params = stage_num_params(self._spec.model, self._spec.layouts[ref.stage_index])
+        expected = checkpoint_spec(num_params)
+        if ref.object.size_bytes != body_size(expected):
+            raise refused(RefusalCode.BAD_TENSOR, f"checkpoint {ref.object.key} has the wrong size for its stage")
+        buffer = await self._objects.get(ref.object)
+
+        def read() -> OuterState:
+            tensors = decode(buffer, expected, ref.object.size_bytes)
+            check_finite(tensors)
+            state = state_from_checkpoint(tensors, ref.outer_step)
+            if state_digest(state) != ref.state_digest:
+                raise refused(RefusalCode.DIGEST_MISMATCH, f"checkpoint {ref.object.key} is not the agreed state")
+            return state
+
+        return await asyncio.to_thread(read)
+
+    async def _advance(self, stage_index: int, state: OuterState, outer_step: int) -> OuterState:
+        """Applies the manifests from the state's outer step up to, not including, the given one."""
+        while state.outer_step < outer_step:
+            manifests = (await self._orchestrator.manifests(stage_index, state.outer_step)).manifests
+            if not manifests:
+                raise refused(RefusalCode.NOT_FOUND, f"stage {stage_index} has no manifest of {state.outer_step}")
+            for manifest in manifests[: outer_step - state.outer_step]:
+                _check_next(manifest, stage_index, state.outer_step)
+                state = await self.apply(state, manifest)
+        return state
+
+    async def apply(self, state: OuterState, manifest: Manifest) -> OuterState:
+        """The state after the manifest's outer step: fetches the means and applies them. Raises RefusedError,
+        TransportError; ValueError when the state does not stand at the manifest's outer step."""
+        if manifest.outer_step != state.outer_step:
+            raise ValueError(f"manifest of {manifest.outer_step} on a state of {state.outer_step}")
+        partitions = partition_bounds(state.anchor_N.numel(), len(manifest.partitions))
+        delivered = [
+            (partition, merged.object)
+            for partition, merged in zip(partitions, manifest.partitions, strict=True)
+            if merged.object is not None
+        ]
+        for partition, ref in delivered:
+            if ref.size_bytes != body_size(mean_spec(partition.num_params)):
+                raise refused(RefusalCode.BAD_TENSOR, f"mean {ref.key} has the wrong size for its partition")
+        buffers = await self._objects.get_many([ref for _, ref in delivered])
+
+        def compute() -> OuterState:
+            means: list[Tensor | None] = [None] * len(partitions)
+            for (partition, _), buffer in zip(delivered, buffers, strict=True):
+                means[partition.index] = _mean(partition, buffer)
+            return apply_means(state, means, self._spec.outer)
+
+        return await asyncio.to_thread(compute)
+
+
+def _mean(partition: Partition, buffer: bytearray) -> Tensor:
+    tensors = decode(buffer, mean_spec(partition.num_params), len(buffer))
+    check_finite(tensors)
+    return tensors["mean"]
+
+
+def _check_next(manifest: Manifest, stage_index: int, outer_step: int) -> None:
+    in_order = [merged.partition_index for merged in manifest.partitions] == list(range(len(manifest.partitions)))
+    if manifest.stage_index != stage_index or manifest.outer_step != outer_step or not in_order:
+        raise refused(RefusalCode.MALFORMED, f"not the manifest of stage {stage_index}, outer step {outer_step}")
