@@ -142,6 +142,8 @@ class LedgerArrived:
 @dataclass(frozen=True, slots=True)
 class LogArrived:
     miner: Hotkey
+    outer_step: int
+    """That was asked for."""
     log: CommittedLog
 
 

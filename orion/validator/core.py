@@ -1,0 +1,368 @@
+"""`ValidatorCore`: whom to check, what came of it, when to set weights. Pure.
+
+One round for each outer step, begun when every stage has the commitments it will get: fetch them and the ledger, draw
+miners, check one after the other, send the verdicts, then set chain weights. Rounds are not queued: when several
+outer steps have become due meanwhile, only the newest is checked, because evidence does not stay for ever.
+
+Must not fetch, compute with tensors, read a clock or draw from anything but its own generator. Invariants: nobody is
+drawn before the commitments are in; a miner gets one verdict per outer step at most; a failed verdict rests on the
+miner's own bytes, or on the silence of a miner that has been active all along and still is, as a feed from after the
+silence says; the validator's own failures give no verdict.
+"""
+
+import random
+from dataclasses import asdict, dataclass, field
+
+from orion.common.config import RunSpec
+from orion.common.ids import Hotkey
+from orion.common.protocol.messages import Commitment, Commitments, Ledger, Verdict
+from orion.validator.check import Check, CheckPhase, Ending, EndingKind, Target
+from orion.validator.errand import Errands
+from orion.validator.events import (
+    ChainFailed,
+    CommitmentsArrived,
+    Effect,
+    Event,
+    EvidenceArrived,
+    EvidenceFailed,
+    FeedArrived,
+    FetchCommitments,
+    FetchLedger,
+    FetchMetagraph,
+    LedgerArrived,
+    LogArrived,
+    LogFailed,
+    MetagraphArrived,
+    Notice,
+    OrchestratorFailed,
+    ReplayEnded,
+    ReplayUnavailable,
+    SendVerdict,
+    Ticked,
+    VerdictSent,
+    WeightsRefused,
+    WeightsSet,
+)
+from orion.validator.membership import Membership
+from orion.validator.sampling import draw_miners
+from orion.validator.scoring import window_start
+from orion.validator.weight_duty import WeightDuty
+
+FEED_PATIENCE_S = 60.0
+"""How long a silent miner's check waits for a feed that says whether it is still there: twice the long-poll's wait."""
+
+_REASON_CHARS_MAX = 500
+"""Bound of `Text`."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """The checks of one outer step."""
+
+    outer_step: int
+    commitments: Commitments | None = None
+    ledger: Ledger | None = None
+    targets: list[Target] | None = None
+    """Still to check; None before the draw."""
+    check: Check | None = None
+    silent_since_s: float | None = None
+    """When the check under way ended in silence, which waits for a feed to be settled; None = it has not."""
+    verdicts: dict[Hotkey, Verdict] = field(default_factory=dict)
+
+
+class ValidatorCore:
+    """Decides; see the module. `handle` is its only door."""
+
+    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: random.Random) -> None:
+        """`hotkey` is the validator's own; `rng` must be unknown to the miners."""
+        self._spec = spec
+        self._hotkey = hotkey
+        self._rng = rng
+        self._members = Membership(spec)
+        self._errands = Errands()
+        self._duty = WeightDuty(spec, self._errands)
+        self._round: _Round | None = None
+        self._last_round = -1
+        self._last_checked: dict[Hotkey, int] = {}
+        self._has_requested_final_weights = False
+        self._notices: list[Notice] = []
+        self.num_checks = 0
+        """Verdicts given."""
+        self.num_failed = 0
+        """Of these, those that failed."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is finished, all its checks are through and its last weights set (or refused for good)."""
+        return (
+            self._members.finished
+            and self._has_requested_final_weights
+            and self._round is None
+            and not self._duty.is_open
+            and not self._errands
+        )
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Takes in an event and says what to do now. `now_s` never runs backwards."""
+        self._take_in(event, now_s)
+        effects: list[Effect] = []
+        # Each pass does what the state asks for; it goes on as long as that changes the state.
+        while self._advance(effects, now_s):
+            pass
+        effects.extend(self._duty.pump(now_s))
+        effects.extend(self._errands.pump(now_s))
+        effects.extend(self._notices)
+        self._notices.clear()
+        return effects
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when the state is impossible."""
+        current = self._round
+        assert self.num_failed <= self.num_checks
+        if current is None:
+            return
+        assert current.outer_step > self._last_round
+        assert current.targets is None or current.commitments is not None, "drawn before the commitments"
+        assert current.check is None or current.check.target.outer_step == current.outer_step
+        assert len(current.verdicts) <= self._spec.validation.checks_per_outer_step
+        assert all(verdict.outer_step == current.outer_step for verdict in current.verdicts.values())
+        if current.check is not None:
+            assert current.check.target.miner not in current.verdicts, "checked twice"
+            current.check.check_invariants()
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def _take_in(self, event: Event, now_s: float) -> None:
+        match event:
+            case Ticked():
+                pass
+            case FeedArrived():
+                self._members.update(event.feed)
+                self._on_feed(now_s)
+            case CommitmentsArrived():
+                self._on_commitments(event, now_s)
+            case LedgerArrived():
+                self._errands.ledger_arrived()
+                self._duty.on_ledger(event.ledger, now_s)
+                if self._round is not None and self._round.ledger is None:
+                    self._round.ledger = event.ledger
+            case MetagraphArrived():
+                self._errands.succeeded(FetchMetagraph())
+                self._duty.on_view(event.view, now_s)
+            case VerdictSent():
+                self._errands.succeeded(SendVerdict(event.verdict))
+            case WeightsSet():
+                self._notices += self._duty.on_set()
+            case WeightsRefused():
+                self._notices += self._duty.on_refused(event, now_s)
+            case OrchestratorFailed() | ChainFailed():
+                self._on_failed(event, now_s)
+            case _:
+                self._on_check_event(event, now_s)
+
+    def _on_feed(self, now_s: float) -> None:
+        """A silent miner's case is settled by the first feed after its silence began."""
+        current = self._round
+        if current is not None and current.silent_since_s is not None and now_s > current.silent_since_s:
+            assert current.check is not None
+            assert current.check.ending is not None
+            self._conclude_silence(current, current.check, current.check.ending)
+
+    def _on_commitments(self, event: CommitmentsArrived, now_s: float) -> None:
+        self._errands.succeeded(FetchCommitments(event.outer_step))
+        current = self._round
+        if current is None or current.outer_step != event.outer_step:
+            return
+        if current.commitments is None:
+            current.commitments = event.commitments
+        if current.check is not None:
+            current.check.on_commitment(_committed(event.commitments).get(current.check.target.miner), now_s)
+
+    def _on_failed(self, event: OrchestratorFailed | ChainFailed, now_s: float) -> None:
+        retry = event.retry if isinstance(event, OrchestratorFailed) else True
+        if not self._errands.failed(event.effect, retry, now_s):
+            return
+        current = self._round
+        if isinstance(event.effect, SendVerdict):
+            fields = {"miner": event.effect.verdict.miner, "detail": event.detail}
+            self._notices.append(Notice("warning", "verdict_not_sent", fields))
+            return
+        if current is not None and isinstance(event.effect, FetchCommitments | FetchLedger):
+            if current.check is not None:
+                current.check.give_up(f"commitments cannot be had: {event.detail}")
+            elif current.targets is None:
+                current.targets = []
+                skipped = {"first": current.outer_step, "last": current.outer_step, "detail": event.detail}
+                self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
+        if not isinstance(event.effect, FetchCommitments):
+            self._notices += self._duty.on_given_up(event)
+
+    def _on_check_event(
+        self,
+        event: LogArrived | LogFailed | EvidenceArrived | EvidenceFailed | ReplayEnded | ReplayUnavailable,
+        now_s: float,
+    ) -> None:
+        check = None if self._round is None else self._round.check
+        outer_step = (
+            event.request.outer_step if isinstance(event, EvidenceArrived | EvidenceFailed) else event.outer_step
+        )
+        if check is None or (event.miner, outer_step) != (check.target.miner, check.target.outer_step):
+            return
+        match event:
+            case LogArrived():
+                check.on_log(event.log, now_s)
+            case LogFailed():
+                check.on_log_failed(event.problem, event.detail, now_s)
+            case EvidenceArrived():
+                check.on_evidence(event)
+            case EvidenceFailed():
+                check.on_evidence_failed(event.request, event.problem, event.detail, now_s)
+            case ReplayEnded():
+                check.on_replayed(event.result)
+            case ReplayUnavailable():
+                check.give_up(event.detail)
+
+    # --- what to do ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, effects: list[Effect], now_s: float) -> bool:
+        current = self._round
+        if current is None:
+            return self._begin_round()
+        if current.targets is None:
+            return self._draw(current)
+        if current.check is not None:
+            return self._pursue(current, current.check, effects, now_s)
+        if current.targets:
+            target = current.targets.pop(0)
+            checkpoint = self._members.checkpoint(target.stage_index, target.outer_step)
+            current.check = Check(self._spec, target, checkpoint, self._rng)
+            current.check.start(now_s)
+            return True
+        if self._errands.has_verdicts:
+            return False
+        self._end_round(current.outer_step)
+        return True
+
+    def _begin_round(self) -> bool:
+        newest = self._members.checkable_outer_step
+        if newest is None or newest <= self._last_round:
+            if self._members.finished and not self._has_requested_final_weights:
+                self._has_requested_final_weights = True
+                self._duty.request(max(0, self._last_round))
+            return False
+        if 0 <= self._last_round < newest - 1:
+            skipped = {"first": self._last_round + 1, "last": newest - 1}
+            self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
+        if self._spec.validation.checks_per_outer_step == 0 or self._spec.inner.inner_state != "reset":
+            # With optimizer state that is kept, a log does not follow from the public anchor.
+            self._end_round(newest)
+            return True
+        self._round = _Round(newest)
+        self._errands.add(FetchCommitments(newest))
+        self._errands.add(FetchLedger(window_start(newest, self._spec)))
+        return False
+
+    def _draw(self, current: _Round) -> bool:
+        """Draws the round's miners among those that did work and were there all along."""
+        if current.commitments is None or current.ledger is None:
+            return False
+        outer_step = current.outer_step
+        targets = _targets(current.commitments, current.ledger, outer_step)
+        there = {hotkey for hotkey in targets if self._members.was_there(hotkey, outer_step)}
+        for record in current.ledger.verdicts:
+            if record.validator == self._hotkey:
+                miner, checked = record.verdict.miner, record.verdict.outer_step
+                self._last_checked[miner] = max(checked, self._last_checked.get(miner, -1))
+        num_checks = self._spec.validation.checks_per_outer_step
+        drawn = draw_miners(there, self._last_checked, outer_step, num_checks, self._rng)
+        current.targets = [targets[hotkey] for hotkey in drawn]
+        return True
+
+    def _pursue(self, current: _Round, check: Check, effects: list[Effect], now_s: float) -> bool:
+        if check.ending is None:
+            url = self._members.url(check.target.miner)
+            if url is None and check.phase is not CheckPhase.REPLAY:
+                check.give_up("no longer a member")
+            elif url is not None:
+                for effect in check.pump(url, now_s):
+                    if isinstance(effect, FetchCommitments):
+                        self._errands.add(effect)
+                    else:
+                        effects.append(effect)
+        if check.ending is None:
+            return False
+        if check.ending.kind is not EndingKind.SILENT:
+            self._conclude(current, check, check.ending)
+            return True
+        if current.silent_since_s is None:
+            current.silent_since_s = now_s
+        elif now_s >= current.silent_since_s + FEED_PATIENCE_S:
+            detail = f"{check.ending.detail}, but the orchestrator is silent too"
+            self._conclude(current, check, Ending(EndingKind.UNDECIDED, detail))
+            return True
+        return False
+
+    def _conclude_silence(self, current: _Round, check: Check, ending: Ending) -> None:
+        """A feed has come since the miner fell silent: it is still there and owes an answer, or it is not."""
+        if self._members.was_there(check.target.miner, current.outer_step):
+            self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
+        else:
+            self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but it was away"))
+
+    def _conclude(self, current: _Round, check: Check, ending: Ending) -> None:
+        """Turns the ending of the check under way into a verdict, or says why there is none."""
+        current.check = None
+        current.silent_since_s = None
+        target = check.target
+        fields: dict[str, object] = {
+            "miner": target.miner,
+            "stage_index": target.stage_index,
+            "outer_step": target.outer_step,
+            "detail": ending.detail,
+        }
+        if check.replay_result is not None:
+            fields |= asdict(check.replay_result)
+        if self._members.was_there(target.miner, target.outer_step):
+            # Without a verdict too: whoever cannot be replayed here must not keep the others from being looked at.
+            self._last_checked[target.miner] = target.outer_step
+        if ending.kind is EndingKind.UNDECIDED:
+            self._notices.append(Notice("warning", "check_undecided", fields))
+            return
+        passed = ending.kind is EndingKind.PASSED
+        verdict = Verdict(
+            miner=target.miner,
+            outer_step=target.outer_step,
+            passed=passed,
+            num_operations=ending.num_operations,
+            reason=ending.detail[:_REASON_CHARS_MAX],
+        )
+        current.verdicts[target.miner] = verdict
+        self.num_checks += 1
+        self.num_failed += not passed
+        self._errands.add(SendVerdict(verdict))
+        self._notices.append(Notice("info" if passed else "warning", "check_ended", {**fields, "passed": passed}))
+
+    def _end_round(self, outer_step: int) -> None:
+        self._round = None
+        self._last_round = outer_step
+        if not self._members.finished:  # else the last weights follow at once
+            self._duty.request(outer_step)
+
+
+def _committed(commitments: Commitments) -> dict[Hotkey, Commitment]:
+    return {record.hotkey: record.commitment for record in commitments.records}
+
+
+def _targets(commitments: Commitments, ledger: Ledger, outer_step: int) -> dict[Hotkey, Target]:
+    """Everybody who was credited with work in an outer step or committed to a log that is not empty."""
+    committed = _committed(commitments)
+    targets: dict[Hotkey, Target] = {}
+    for work in ledger.work:
+        if work.outer_step == outer_step and work.num_microbatches > 0:
+            targets[work.hotkey] = Target(
+                work.hotkey, work.stage_index, outer_step, committed.get(work.hotkey), work.num_microbatches
+            )
+    for record in commitments.records:
+        if record.commitment.num_entries > 0 and record.hotkey not in targets:
+            targets[record.hotkey] = Target(record.hotkey, record.stage_index, outer_step, record.commitment, 0)
+    return targets

@@ -1,0 +1,192 @@
+"""Replays a prefix of a miner's log from the public anchor, with the engine that the miner used.
+
+Owns the comparison of every operation's output. Must not fetch anything or judge what was not delivered. A function of
+its arguments alone; the real validator runs it on its device thread, the simulator in place.
+
+What is compared: a forward's output, the gradient that the last stage sends back at once, a backward's input gradient.
+An inner step leaves nothing to compare, nor does the first stage's backward, but what follows depends on them:
+gradients that were not accumulated show in the first output after the next inner step. Each operation is given the
+inputs that the miner handed over, not what was replayed, so that noise does not add up along the log.
+
+Letters in names: B sequences, T tokens, U = T + 1, C boundary width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orion.common.config import RunSpec
+from orion.common.errors import DataError
+from orion.common.model.params import num_params
+from orion.common.model.stage import Stage
+from orion.common.protocol.messages import LogEntry, Operation
+from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngine
+from orion.common.train.outer import OuterState
+from orion.validator.compare import Comparison, compare
+from orion.validator.events import ReplayOperation, ReplayResult, ReplayTask, TensorBody
+
+_WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TokenSource(Protocol):
+    """The run's prepared data (`orion.common.train.data.TokenDataset`)."""
+
+    def microbatch(self, run_seed: int, data_id: int) -> npt.NDArray[np.int64]:
+        """ids_BU of a data id."""
+        ...
+
+
+def replay(
+    task: ReplayTask,
+    state: OuterState,
+    *,
+    spec: RunSpec,
+    tokens: TokenSource | None,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> ReplayResult:
+    """Replays all operations of `task`, up to the first that fails, from `state`, the anchor of its outer step.
+
+    Device and compute dtype decide how alike the results can be: bit for bit only on what the miner has. `tokens` is
+    needed for the first stage; elsewhere it serves to count inputs with foreign ids. Raises DataError without it, and
+    ValueError when `state` is not of the task's stage and outer step.
+    """
+    if state.outer_step != task.outer_step:
+        raise ValueError(f"anchor of outer step {state.outer_step} for a log of {task.outer_step}")
+    return _Replay(task, state, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype).run()
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was found so far."""
+
+    num_compared: int = 0
+    num_bit_equal: int = 0
+    cosine_least: float = 1.0
+    norm_ratio_least: float = 1.0
+    foreign: set[int] = field(default_factory=set)
+    """Data ids whose inputs came with other tokens."""
+
+    def add(self, comparison: Comparison) -> str | None:
+        self.num_compared += 1
+        self.num_bit_equal += comparison.bit_equal
+        self.cosine_least = min(self.cosine_least, comparison.cosine)
+        self.norm_ratio_least = min(self.norm_ratio_least, comparison.norm_ratio)
+        return comparison.failure
+
+
+class _Replay:
+    def __init__(
+        self,
+        task: ReplayTask,
+        state: OuterState,
+        *,
+        spec: RunSpec,
+        tokens: TokenSource | None,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self._task = task
+        self._spec = spec
+        self._tokens = tokens
+        layout = spec.layouts[task.stage_index]
+        self._is_first, self._is_last = layout.is_first, layout.is_last
+        if self._is_first and tokens is None:
+            raise DataError("replaying the first stage needs the run's data; fetch it or name its folder")
+        self._engine = StageEngine(
+            Stage(spec.model, layout),
+            inner=spec.inner,
+            outer=spec.outer,
+            total_params=num_params(spec.model, spec.num_stages, rule=spec.split),
+            device=device,
+            compute_dtype=compute_dtype,
+            wire_dtype=_WIRE_DTYPES[spec.wire_dtype],
+            graphs_max=spec.flow.in_flight_max,
+        )
+        self._engine.load(state)
+        self._engine.begin_outer_step()
+        self._tally = _Tally()
+
+    def run(self) -> ReplayResult:
+        num_operations = 0
+        failure = None
+        for operation in self._task.operations:
+            num_operations += 1
+            try:
+                failure = self._operation(operation)
+            except (EngineUseError, NonFiniteError) as error:
+                failure = str(error)
+            if failure is not None:
+                failure = f"{operation.entry.operation} {num_operations - 1} of the log: {failure}"
+                break
+        tally = self._tally
+        return ReplayResult(
+            num_operations=num_operations,
+            num_compared=tally.num_compared,
+            num_bit_equal=tally.num_bit_equal,
+            cosine_least=tally.cosine_least,
+            norm_ratio_least=tally.norm_ratio_least,
+            num_foreign_inputs=len(tally.foreign),
+            failure=failure,
+        )
+
+    def _operation(self, operation: ReplayOperation) -> str | None:
+        match operation.entry.operation:
+            case Operation.FORWARD:
+                return self._forward(operation)
+            case Operation.BACKWARD:
+                return self._backward(operation)
+            case Operation.INNER_STEP:
+                self._inner_step(operation.entry)
+                return None
+
+    def _forward(self, operation: ReplayOperation) -> str | None:
+        entry = operation.entry
+        assert entry.microbatch_id is not None
+        assert entry.data_id is not None
+        ids_BU = self._ids(entry.data_id, operation.input)
+        if not bool(((ids_BU >= 0) & (ids_BU < self._spec.model.vocab_size)).all()):
+            return "token ids beyond the vocabulary"
+        x_BTC = None if operation.input is None else operation.input["z"]
+        result = self._engine.forward(entry.microbatch_id, x_BTC, ids_BU)
+        if operation.output is None:
+            return None
+        if self._is_last:
+            assert result.input_grad_BTC is not None
+            return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._spec.validation))
+        if not torch.equal(operation.output["ids"].long(), ids_BU):
+            return "sent on other token ids"
+        assert result.output_BTC is not None
+        return self._tally.add(compare(operation.output["z"], result.output_BTC, self._spec.validation))
+
+    def _backward(self, operation: ReplayOperation) -> str | None:
+        assert operation.entry.microbatch_id is not None
+        assert operation.input is not None
+        result = self._engine.backward(operation.entry.microbatch_id, operation.input["g"])
+        if operation.output is None or result.input_grad_BTC is None:
+            return None
+        return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._spec.validation))
+
+    def _inner_step(self, entry: LogEntry) -> None:
+        index = self._task.outer_step * self._spec.inner_steps + entry.inner_step
+        self._engine.inner_step(index, share=entry.num_microbatches / self._spec.microbatches_per_step)
+
+    def _ids(self, data_id: int, body: TensorBody | None) -> Tensor:
+        """Token ids of a forward: the data's own on the first stage, those that came with the activation elsewhere.
+
+        Ids that are not the data's are no fault of this miner: it cannot know the data, so somebody before it in the
+        path may have changed them. They are counted.
+        """
+        if body is None:
+            assert self._tokens is not None
+            return torch.from_numpy(self._tokens.microbatch(self._spec.seed, data_id))
+        ids_BU = body["ids"].long()
+        if self._tokens is not None:
+            true_BU = torch.from_numpy(self._tokens.microbatch(self._spec.seed, data_id))
+            if not torch.equal(ids_BU, true_BU):
+                self._tally.foreign.add(data_id)
+        return ids_BU

@@ -1,0 +1,135 @@
+"""When chain weights are due and what they are, from the ledger and the chain as they are then. Pure.
+
+Owns the rate limit, the permit and what a refusal means. Must not know of checks. Each attempt reads the ledger and
+the subnet afresh, so that it never acts on what it knew before it had to wait.
+"""
+
+from orion.common.config import RunSpec
+from orion.common.protocol.messages import Ledger
+from orion.validator.errand import Errands
+from orion.validator.events import (
+    ChainFailed,
+    ChainView,
+    FetchLedger,
+    FetchMetagraph,
+    Notice,
+    OrchestratorFailed,
+    SetWeights,
+    WeightsRefused,
+)
+from orion.validator.scoring import scores, window_start
+from orion.validator.weights import chain_weights
+
+REFUSALS_MAX = 20
+"""Refusals in a row that say "later" before a set of weights is given up."""
+
+
+class WeightDuty:
+    """Sets weights once for each request, as soon as the chain allows it; a request while one is open renews it."""
+
+    def __init__(self, spec: RunSpec, errands: Errands) -> None:
+        self._spec = spec
+        self._errands = errands
+        self._outer_step = 0
+        self._is_due = False
+        self._not_before_s = 0.0
+        self._ledger: Ledger | None = None
+        self._view: ChainView | None = None
+        self._setting: SetWeights | None = None
+        self._num_refusals = 0
+        self.last_set: SetWeights | None = None
+        """What the chain took last from this process."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request has not come to its end yet."""
+        return self._is_due or self._setting is not None
+
+    def request(self, outer_step: int) -> None:
+        """Weights are due that count the work up to `outer_step`."""
+        self._is_due = True
+        self._outer_step = outer_step
+        self._ledger = None
+        self._view = None
+        self._num_refusals = 0
+
+    def pump(self, now_s: float) -> list[Notice]:
+        """Asks for what is missing, and sets the weights when nothing is."""
+        if not self._is_due or self._setting is not None or now_s < self._not_before_s:
+            return []
+        if self._ledger is None:
+            self._errands.add(FetchLedger(window_start(self._outer_step, self._spec)))
+        if self._view is None:
+            self._errands.add(FetchMetagraph())
+        if self._ledger is None or self._view is None:
+            return []
+        return self._decide(self._ledger, self._view, now_s)
+
+    def on_ledger(self, ledger: Ledger, now_s: float) -> None:
+        """The ledger has come."""
+        if self._is_due and self._setting is None and now_s >= self._not_before_s:
+            self._ledger = ledger
+
+    def on_view(self, view: ChainView, now_s: float) -> None:
+        """The subnet has been read."""
+        if self._is_due and self._setting is None and now_s >= self._not_before_s:
+            self._view = view
+
+    def on_set(self) -> list[Notice]:
+        """The chain has taken the weights."""
+        if self._setting is None:
+            return []
+        self._errands.succeeded(self._setting)
+        self.last_set, self._setting = self._setting, None
+        return [Notice("info", "weights_set", {"weights": dict(self.last_set.weights)})]
+
+    def on_refused(self, event: WeightsRefused, now_s: float) -> list[Notice]:
+        """The chain said no: later, or for good."""
+        if self._setting is None:
+            return []
+        self._errands.succeeded(self._setting)
+        self._setting = None
+        self._num_refusals += 1
+        if event.retry_after_s is None or self._num_refusals >= REFUSALS_MAX:
+            return [self._abandon("refused", event.detail)]
+        self._is_due = True
+        self._wait(event.retry_after_s, now_s)
+        return [Notice("info", "weights_postponed", {"detail": event.detail, "wait_s": event.retry_after_s})]
+
+    def on_given_up(self, event: OrchestratorFailed | ChainFailed) -> list[Notice]:
+        """One of this duty's errands has failed too often."""
+        if not self.is_open:
+            return []
+        self._setting = None
+        return [self._abandon("unreachable", event.detail)]
+
+    def _decide(self, ledger: Ledger, view: ChainView, now_s: float) -> list[Notice]:
+        if not view.has_permit:
+            return [self._abandon("no permit", "this hotkey may not set weights on the subnet")]
+        if view.last_update_block is not None:
+            blocks_left = view.last_update_block + view.weights_rate_limit_blocks - view.block
+            if blocks_left > 0:
+                self._wait(blocks_left * view.block_s, now_s)
+                return []
+        weights = chain_weights(
+            scores(ledger, self._spec),
+            view.uids,
+            view.owner_uid,
+            self._spec.validation.burn_share,
+            view.weight_max,
+        )
+        if not weights:
+            return [self._abandon("empty", "nobody with a slot has earned anything yet")]
+        self._is_due = False
+        self._setting = SetWeights(weights)
+        self._errands.add(self._setting)
+        return []
+
+    def _wait(self, wait_s: float, now_s: float) -> None:
+        self._not_before_s = now_s + wait_s
+        self._ledger = None
+        self._view = None
+
+    def _abandon(self, reason: str, detail: str) -> Notice:
+        self._is_due = False
+        return Notice("warning", "weights_not_set", {"reason": reason, "detail": detail})
