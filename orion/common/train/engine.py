@@ -275,11 +275,11 @@ class StageEngine:
             return ForwardResult(None, float(token_loss(output, ids_BU[:, 1:])), None, self._version.number)
         return ForwardResult(output.to(_HOST, self._wire_dtype), None, None, self._version.number)
 
-    def inner_step(self, inner_step_index: int) -> InnerStepReport:
+    def inner_step(self, inner_step_index: int, share: float = 1.0) -> InnerStepReport:
         """One optimizer update from the token-weighted mean of the accumulated gradients, which it uses up.
 
-        `inner_step_index` counts inner steps from the start of the run and sets the learning rate. A mean that is not
-        finite is refused: the parameters stay as they are, and the report says why. Raises EngineUseError when
+        `inner_step_index` counts inner steps from the start of the run and sets the learning rate, which `share`, in
+        (0, 1], scales: what part of a full batch was accumulated. A mean that is not finite is refused: the parameters stay as they are, and the report says why. Raises EngineUseError when
         nothing was accumulated.
         """
         if self._num_accumulated == 0:
@@ -290,7 +290,7 @@ class StageEngine:
             gradient.mul_(1.0 / self._accumulated_tokens)
         norm = clip_in_place(list(gradients.values()), self._norm_bound)
         if norm.is_finite:
-            self._optimizer.step(gradients, learning_rate_factor(self._inner.schedule, inner_step_index))
+            self._optimizer.step(gradients, share * learning_rate_factor(self._inner.schedule, inner_step_index))
             project_params(self._stage)
             self._version = self._publish(self._version.number + 1)
         self._clear_gradients()
