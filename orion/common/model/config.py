@@ -123,6 +123,16 @@ class ModelConfig(BaseModel):
         """Width of a token's queries over all heads."""
         return self.num_heads * self.head_dim
 
+    @property
+    def block_matrix_size(self) -> int:
+        """Values in the matrices of one block: each costs one multiply-add a token."""
+        return self.width * (2 * self.attention_width + 2 * self.kv_width + 3 * self.ffn_width)
+
+    @property
+    def head_size(self) -> int:
+        """Values in the head (or in the embedding that stands in for it)."""
+        return self.vocab_size * self.width
+
     def with_boundary(self, kind: BoundaryKind, **fields: object) -> "ModelConfig":
         """This config with another boundary; `fields` are those of BoundaryConfig. Raises ConfigError."""
         return self.with_fields(boundary={"kind": kind, **fields})

@@ -89,24 +89,17 @@ def cost_stage_sizes(num_blocks: int, num_stages: int, embedding_cost: float, he
     return tuple(sizes)
 
 
-def head_cost_in_blocks(config: ModelConfig) -> float:
-    """Multiply-adds of the head as a multiple of one block's matrices (attention scores not counted)."""
-    attention = config.width * (2 * config.attention_width + 2 * config.kv_width)
-    block = attention + 3 * config.width * config.ffn_width
-    return config.vocab_size * config.width / block
-
-
 def stage_layouts(config: ModelConfig, num_stages: int, rule: SplitRule = "balanced") -> tuple[StageLayout, ...]:
-    """The layout of every stage. By cost, an embedding look-up counts as nothing and the head by its multiply-adds.
+    """The layout of every stage.
 
-    Raises ConfigError when a stage would be empty.
+    By cost, an embedding look-up counts as nothing, head and blocks count by their matrices. Raises ConfigError when a
+    stage would be empty.
     """
     if rule == "balanced":
         sizes = balanced_stage_sizes(config.num_blocks, num_stages)
     else:
-        sizes = cost_stage_sizes(
-            config.num_blocks, num_stages, embedding_cost=0.0, head_cost=head_cost_in_blocks(config)
-        )
+        head_cost = config.head_size / config.block_matrix_size
+        sizes = cost_stage_sizes(config.num_blocks, num_stages, embedding_cost=0.0, head_cost=head_cost)
     ends = [sum(sizes[: stage + 1]) for stage in range(num_stages)]
     return tuple(
         StageLayout(stage, num_stages, end - size, end)
