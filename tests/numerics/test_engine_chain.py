@@ -22,7 +22,7 @@ NUM_MICROBATCHES = 3
 MUON = InnerConfig(
     lr_matrix=5e-3, lr_other=2e-3, clip_norm=1e6, schedule=InnerSchedule(num_warmup_steps=2, num_total_steps=8)
 )
-# Muon's bf16 iteration and Adam's division of tiny numbers magnify the last digits of a gradient, in which a sum over
+# Muon's iteration and Adam's division of tiny numbers magnify the last digits of a gradient, in which a sum over
 # a batch and a sum over microbatches differ. With a large eps nothing is magnified, and the two must agree closely.
 SMOOTH = MUON.model_copy(update={"optimizer": "adamw", "eps": 1e-2})
 
@@ -89,7 +89,7 @@ def local_params(config: ModelConfig, engines: list[StageEngine]) -> dict[str, T
 
 @pytest.mark.parametrize("graphs_max", [0, NUM_MICROBATCHES])
 @pytest.mark.parametrize("boundary", ["anchored", "subspace", "none"])
-@pytest.mark.parametrize(("inner", "tolerance"), [(SMOOTH, 2e-6), (MUON, 1e-3)], ids=["smooth", "muon"])
+@pytest.mark.parametrize(("inner", "tolerance"), [(SMOOTH, 2e-6), (MUON, 5e-5)], ids=["smooth", "muon"])
 def test_chain_of_engines_equals_training_in_one_process(
     inner: InnerConfig, tolerance: float, boundary: BoundaryKind, graphs_max: int
 ) -> None:

@@ -278,9 +278,9 @@ class StageEngine:
     def inner_step(self, inner_step_index: int, share: float = 1.0) -> InnerStepReport:
         """One optimizer update from the token-weighted mean of the accumulated gradients, which it uses up.
 
-        `inner_step_index` counts inner steps from the start of the run and sets the learning rate, which `share`, in
-        (0, 1], scales: what part of a full batch was accumulated. A mean that is not finite is refused: the parameters stay as they are, and the report says why. Raises EngineUseError when
-        nothing was accumulated.
+        `inner_step_index` counts inner steps from the start of the run and sets the learning rate. `share`, in (0, 1],
+        scales it: the part of a full batch that was accumulated. A mean that is not finite is refused: the parameters
+        stay as they are, and the report says why. Raises EngineUseError when nothing was accumulated.
         """
         if self._num_accumulated == 0:
             raise EngineUseError("no gradients are accumulated")

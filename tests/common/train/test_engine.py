@@ -247,6 +247,16 @@ def test_inner_steps_follow_the_schedule_and_clip_to_the_stages_share() -> None:
     assert float(ratio) == pytest.approx(10.0, rel=0.02)
 
 
+def test_a_step_from_part_of_a_batch_is_proportionally_smaller() -> None:
+    inner = INNER.model_copy(update={"weight_decay": 0.0})
+    whole, part = make_engine(LAST, inner=inner), make_engine(LAST, inner=inner)
+    for engine, share in ((whole, 1.0), (part, 0.25)):
+        engine.forward(MicrobatchId(0), make_x(0), make_ids(0))
+        engine.inner_step(0, share=share)
+
+    torch.testing.assert_close(part.pseudo_gradient_N(), whole.pseudo_gradient_N() * 0.25, rtol=1e-2, atol=1e-6)
+
+
 def test_reset_makes_an_outer_step_a_function_of_anchor_and_calls() -> None:
     veteran, newcomer = make_engine(MIDDLE), make_engine(MIDDLE)
     keeper = make_engine(MIDDLE, inner=INNER.model_copy(update={"inner_state": "kept"}))
