@@ -11,7 +11,7 @@ and `FreeTensors`.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orion.common.ids import DataId, Digest, Direction, Hotkey, MicrobatchId
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId
 from orion.common.protocol.messages import (
     Accepted,
     Applied,
@@ -33,96 +33,45 @@ from orion.common.protocol.messages import (
     Transfer,
     Uploaded,
 )
+from orion.miner.jobs import (  # also part of the language of events, and imported from here
+    Backward as Backward,
+)
+from orion.miner.jobs import (
+    BackwardDone as BackwardDone,
+)
+from orion.miner.jobs import (
+    BodyRef as BodyRef,
+)
+from orion.miner.jobs import (
+    ComputeRefused as ComputeRefused,
+)
+from orion.miner.jobs import (
+    EncodePseudoGradient as EncodePseudoGradient,
+)
+from orion.miner.jobs import (
+    Forward as Forward,
+)
+from orion.miner.jobs import (
+    ForwardDone as ForwardDone,
+)
+from orion.miner.jobs import (
+    InnerStep as InnerStep,
+)
+from orion.miner.jobs import (
+    InnerStepDone as InnerStepDone,
+)
+from orion.miner.jobs import (
+    Job as Job,
+)
+from orion.miner.jobs import (
+    JobResult as JobResult,
+)
+from orion.miner.jobs import (
+    PseudoGradientEncoded as PseudoGradientEncoded,
+)
 
 Notice = Uploaded | Reduced | Applied | CheckpointUploaded
 """What a miner tells the orchestrator about its part of an outer step."""
-
-
-@dataclass(frozen=True, slots=True)
-class BodyRef:
-    """A tensor body that lies in the cache, encoded."""
-
-    digest: Digest
-    size_bytes: int
-
-
-# --- what the device does ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Runs the stage forward; on the last stage loss and backward too. Ends as `ForwardDone` or `ComputeRefused`."""
-
-    microbatch_id: MicrobatchId
-    data_id: DataId
-
-
-@dataclass(frozen=True, slots=True)
-class Backward:
-    """Runs the stage backward from the gradient in the cache. Ends as `BackwardDone` or `ComputeRefused`."""
-
-    microbatch_id: MicrobatchId
-
-
-@dataclass(frozen=True, slots=True)
-class InnerStep:
-    """Averages what was accumulated and steps the inner optimizer. Ends as `InnerStepDone`."""
-
-    inner_step_index: int
-    """From the start of the run: it sets the learning rate."""
-    share: float
-    """Of a full batch, in (0, 1]; scales the learning rate."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodePseudoGradient:
-    """Encodes anchor minus parameters, one body per partition, into the outbox. Ends as `PseudoGradientEncoded`."""
-
-    outer_step: int
-
-
-Job = Forward | Backward | InnerStep | EncodePseudoGradient
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardDone:
-    microbatch_id: MicrobatchId
-    output: BodyRef | None
-    """The activation; on the last stage the input gradient; None where the stage is first and last."""
-    loss: float | None
-    """Mean per token; on the last stage only."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackwardDone:
-    microbatch_id: MicrobatchId
-    output: BodyRef | None
-    """The input gradient; None on the first stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeRefused:
-    """The device could not use what it was given (not finite, no longer held); nothing was accumulated or changed."""
-
-    microbatch_id: MicrobatchId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class InnerStepDone:
-    num_microbatches: int
-    refused_reason: str | None
-    """Why the step was not taken (gradient not finite); what was accumulated is gone all the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class PseudoGradientEncoded:
-    outer_step: int
-    objects: tuple[ObjectRef, ...]
-    """In the order of the partitions; empty when it cannot be encoded because it is not finite."""
-
-
-JobResult = ForwardDone | BackwardDone | ComputeRefused | InnerStepDone | PseudoGradientEncoded
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,350 @@
+"""`MinerCore`: all that a miner decides. Pure and synchronous: events in, effects out; time and randomness come in.
+
+Owns the parts (flow of microbatches, outer steps, reports, notices) and the order in which they are asked; each rule is
+in its part. It holds ids, digests, sizes and states, never tensors. After every event it looks at the whole situation
+again and starts what is due, so that no event is needed to make up for one that was skipped, doubled or late.
+
+Invariants (`check_invariants`): one job on the device at a time; every admitted microbatch ends exactly once, and is
+freed in that moment; what is computed is logged, in order; the engine's anchor changes only between outer steps.
+"""
+
+from random import Random
+
+from orion.common.config import RunSpec
+from orion.common.ids import Hotkey, Phase
+from orion.common.protocol.messages import Feed, Heartbeat, LeaseRequest, LogEntry, Operation
+from orion.miner import events
+from orion.miner.events import Compute, ComputeEnded, Effect, Event, Forward, Job, RequestJoin, RequestLease, SendReport
+from orion.miner.flow import Flow
+from orion.miner.moment import Moment
+from orion.miner.notices import Notices
+from orion.miner.oplog import OpLog
+from orion.miner.outbound import Outbound
+from orion.miner.outer import OuterSteps
+from orion.miner.reports import Reports
+from orion.miner.router import Router
+from orion.miner.scheduler import DoBackward, DoForward, DoInnerStep, Readiness, next_work
+from orion.miner.table import WITH_NEXT, MicrobatchTable, Stand
+from orion.miner.view import View, view_of
+
+JOIN_RETRY_S = 1.0
+"""Between two requests to join: the feed takes a moment to show a membership."""
+LEASE_RETRY_S = 0.5
+"""After a refusal without a hint."""
+LEASE_RETRY_MAX_S = 2.0
+"""Longest that a hint is followed: a cancelled trip's data may be leased again any time."""
+QUEUE_AHEAD = 2
+"""Forwards that a first-stage miner wants to have waiting, so that its device never waits for a lease."""
+
+
+class MinerCore:
+    """One miner of one run."""
+
+    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: Random) -> None:
+        self._spec = spec
+        self._hotkey = hotkey
+        self._effects: list[Effect] = []
+        emit = self._effects.append
+        self._feed: Feed | None = None
+        self._view: View | None = None
+        self._reports = Reports()
+        self._notices = Notices(emit)
+        self._oplog = OpLog()
+        self._table = MicrobatchTable(spec.flow.in_flight_max)
+        self._router = Router(rng)
+        self._outer = OuterSteps(
+            spec, hotkey, oplog=self._oplog, reports=self._reports, notices=self._notices, emit=emit
+        )
+        self._flow = Flow(spec, hotkey, table=self._table, router=self._router, reports=self._reports, emit=emit)
+        self._outbound = Outbound(hotkey, self._table, self._router, self._flow, emit)
+        self._job: Job | None = None
+        self._is_joining = False
+        self._join_s = 0.0
+        self._is_leasing = False
+        self._lease_s = 0.0
+
+    # --- the one door -------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Takes in what happened at `now_s` (seconds since the epoch) and gives what is to be done about it, in
+        order."""
+        self._take(event, now_s)
+        self._advance(now_s)
+        effects = self._effects.copy()
+        self._effects.clear()
+        return effects
+
+    def next_wake_s(self, now_s: float) -> float | None:
+        """When `Ticked` is due although nothing else happens; None when only an event can change anything."""
+        times = [
+            *self._flow.wake_times_s(),
+            *self._outbound.wake_times_s(self._moment(now_s)),
+            *self._outer.wake_times_s(),
+            *self._notices.wake_times_s(),
+            self._join_s,
+            self._lease_s,
+        ]
+        report_s = self._reports.due_s()
+        if report_s is not None:
+            times.append(report_s)
+        return min((time_s for time_s in times if time_s > now_s), default=None)
+
+    # --- what others may look at --------------------------------------------------------------------------------------
+
+    @property
+    def feed_version(self) -> int:
+        """Of the newest feed that was taken in; 0 before the first."""
+        return 0 if self._feed is None else self._feed.version
+
+    @property
+    def view(self) -> View | None:
+        """What the newest feed says to this member; None while it is none."""
+        return self._view
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over and everything was reported."""
+        return self._feed is not None and self._feed.finished and self._reports.is_empty and not len(self._notices)
+
+    @property
+    def run_is_over(self) -> bool:
+        """Whether the orchestrator has ended the run."""
+        return self._feed is not None and self._feed.finished
+
+    def committed_log(self, outer_step: int) -> tuple[LogEntry, ...] | None:
+        """The log behind this miner's commitment; None when there is none or it was forgotten."""
+        return self._oplog.committed(outer_step)
+
+    def heartbeat(self, tokens_per_s: float, busy_share: float) -> Heartbeat:
+        """How this miner is doing; the two measurements are the shell's."""
+        view, local = self._view, self._outer.local
+        held = self._table.held()
+        inner_steps = 0 if local is None else local.inner_steps
+        awaiting = (Stand.AWAITING_GRADIENT, Stand.GRADIENT_RECEIVING, Stand.BACKWARD_QUEUED, Stand.BACKWARDING)
+        return Heartbeat(
+            outer_step=0 if view is None else view.stage.outer_step,
+            phase=Phase.TRAIN if view is None else view.stage.phase,
+            ready_outer_step=self._outer.ready_step(view),
+            inner_step=inner_steps,
+            queued=self._flow.num_queued,
+            in_flight=len(held),
+            applied=self._table.num_applied_total,
+            tokens_per_s=tokens_per_s,
+            busy_share=busy_share,
+            staleness_max=max((inner_steps - item.version for item in held if item.stand in awaiting), default=0),
+        )
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when anything is as it must never be."""
+        self._table.check_invariants()
+        self._reports.check_invariants()
+        self._outer.check_invariants(num_computing=int(self._job is not None))
+        computing = [*self._table.standing(Stand.FORWARDING), *self._table.standing(Stand.BACKWARDING)]
+        assert len(computing) <= 1, "two microbatches are on the device"
+        if computing:
+            assert isinstance(self._job, events.Forward | events.Backward), f"the device does {self._job}"
+            assert self._job.microbatch_id == computing[0].microbatch_id, "the device does another microbatch"
+        with_next = [item.next_hop for item in self._table.held() if item.stand in WITH_NEXT]
+        for peer in set(with_next):
+            assert peer is not None and self._router.in_flight(peer) == with_next.count(peer), "in flight miscounted"
+        applied = [entry.microbatch_id for entry in self._oplog.open_entries if self._is_applying(entry.operation)]
+        assert len(applied) == len(set(applied)), "a microbatch is applied twice"
+        local = self._outer.local
+        if local is not None and not local.is_sealed:
+            steps = [entry for entry in self._oplog.open_entries if entry.operation is Operation.INNER_STEP]
+            stepped = sum(entry.num_microbatches for entry in steps)
+            assert len(applied) == stepped + local.num_accumulated, "a gradient was lost or counted twice"
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _take(self, event: Event, now_s: float) -> None:
+        moment = self._moment(now_s)
+        match event:
+            case events.Ticked():
+                pass
+            case events.FeedArrived(feed):
+                self._feed_arrived(feed)
+            case events.JoinEnded():
+                self._is_joining, self._join_s = False, now_s + JOIN_RETRY_S
+            case events.ForwardOffered():
+                self._flow.forward_offered(moment, event)
+            case events.BackwardOffered():
+                self._flow.backward_offered(moment, event)
+            case events.BodyEnded():
+                self._flow.body_ended(moment, event)
+            case events.CancelArrived():
+                self._flow.cancel_arrived(moment, event)
+            case events.SendEnded():
+                self._outbound.send_ended(moment, event)
+            case ComputeEnded(result):
+                self._compute_ended(result, moment)
+            case events.LeaseGranted() | events.LeaseRefused():
+                self._lease_ended(event, moment)
+            case _:
+                self._take_of_outer_step(event, now_s)
+
+    def _take_of_outer_step(self, event: Event, now_s: float) -> None:
+        outer = self._outer
+        match event:
+            case events.ReportEnded(sequence, acknowledged):
+                self._reports.ended(sequence, acknowledged, now_s)
+            case events.NoticeEnded(notice, outcome):
+                self._notices.ended(notice, outcome, now_s)
+            case events.AnchorLoaded():
+                outer.anchor_loaded(event, self._view, now_s)
+            case events.AnchorFailed():
+                outer.state_change_failed(now_s, anchor_is_lost=True)
+            case events.ApplyEnded():
+                outer.apply_ended(event, self._view, now_s)
+            case events.ApplyFailed():
+                outer.state_change_failed(now_s, anchor_is_lost=False)
+            case events.UploadEnded():
+                outer.upload_ended(event, now_s)
+            case events.ReduceEnded():
+                outer.reduce_ended(event, now_s)
+            case events.ReduceFailed():
+                outer.reduce_failed(event, now_s)
+            case events.CheckpointEnded():
+                outer.checkpoint_ended(event, now_s)
+
+    def _feed_arrived(self, feed: Feed) -> None:
+        if self._feed is not None and feed.version <= self._feed.version:
+            return
+        self._feed = feed
+        self._view = view_of(feed, self._hotkey)
+        self._outer.view_changed(self._view)
+        self._router.keep_only(peer.hotkey for peer in feed.peers)
+
+    def _lease_ended(self, event: events.LeaseGranted | events.LeaseRefused, moment: Moment) -> None:
+        self._is_leasing = False
+        if isinstance(event, events.LeaseGranted):
+            self._flow.leased(moment, event.lease)
+            return
+        hint_s = LEASE_RETRY_S if event.retry_after_s is None else event.retry_after_s
+        self._lease_s = moment.now_s + min(hint_s, LEASE_RETRY_MAX_S)
+
+    def _compute_ended(self, result: events.JobResult, moment: Moment) -> None:
+        job, self._job = self._job, None
+        assert job is not None, "a job ended that was never given"
+        local = self._outer.local
+        assert local is not None, "a job ended outside of an outer step"
+        match result:
+            case events.ForwardDone() | events.BackwardDone():
+                self._log_pass(result, local.inner_steps)
+                if self._is_applying(_operation(result)):
+                    self._outer.applied_one()
+                if isinstance(result, events.ForwardDone):
+                    self._flow.forwarded(moment, result)
+                else:
+                    self._flow.backwarded(moment, result)
+            case events.ComputeRefused(microbatch_id, reason):
+                self._flow.compute_refused(moment, microbatch_id, reason)
+            case events.InnerStepDone():
+                self._oplog.append(
+                    Operation.INNER_STEP, inner_step=local.inner_steps, num_microbatches=result.num_microbatches
+                )
+                self._outer.inner_step_done(result)
+            case events.PseudoGradientEncoded(outer_step, objects):
+                self._outer.encoded(outer_step, objects)
+
+    def _log_pass(self, result: events.ForwardDone | events.BackwardDone, inner_step: int) -> None:
+        item = self._table.get(result.microbatch_id)
+        assert item is not None, f"microbatch {result.microbatch_id} was computed but is not held"
+        operation = _operation(result)
+        gradient_digest = None if item.gradient is None else item.gradient.digest
+        self._oplog.append(
+            operation,
+            inner_step=inner_step,
+            microbatch_id=item.microbatch_id,
+            data_id=item.data_id,
+            input_digest=item.input_digest if operation is Operation.FORWARD else gradient_digest,
+            output_digest=None if result.output is None else result.output.digest,
+            applied=self._is_applying(operation),
+        )
+
+    def _is_applying(self, operation: Operation) -> bool:
+        """Whether the operation accumulates a gradient: backward, and on the last stage forward, which includes it."""
+        anchor = self._outer.anchor
+        assert anchor is not None
+        is_last = anchor.stage_index == self._spec.num_stages - 1
+        return operation is (Operation.FORWARD if is_last else Operation.BACKWARD)
+
+    # --- what is due --------------------------------------------------------------------------------------------------
+
+    def _advance(self, now_s: float) -> None:
+        view = self._view
+        if self._outer.begin_if_due(self._outer.training_step(view)):
+            self._table.begin()
+            self._lease_s = now_s
+        moment = self._moment(now_s)
+        self._flow.advance(moment)
+        self._outbound.advance(moment)
+        self._lease(moment)
+        if self._job is None:
+            self._give_job(moment)
+        if view is not None:
+            self._outer.advance(view, now_s, device_is_idle=self._job is None)
+            self._notices.advance(view.stage.outer_step, now_s)
+        elif self._feed is not None and not self._feed.finished and not self._is_joining and now_s >= self._join_s:
+            self._is_joining = True
+            self._effects.append(RequestJoin())
+        report = self._reports.next_report(now_s, is_urgent=not len(self._table))
+        if report is not None:
+            self._effects.append(SendReport(report))
+
+    def _give_job(self, moment: Moment) -> None:
+        """Decides what the device does next. Nothing while its state changes."""
+        if self._outer.is_changing or self._outer.local is None:
+            return
+        job: Job | None
+        if moment.outer_step is None:
+            job = self._outer.next_job(moment.view)
+        else:
+            choice = next_work(
+                Readiness(
+                    backward=[item.microbatch_id for item in self._table.standing(Stand.BACKWARD_QUEUED)],
+                    forward=[item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)],
+                    num_accumulated=self._outer.local.num_accumulated,
+                    microbatches_per_step=self._spec.microbatches_per_step,
+                )
+            )
+            match choice:
+                case None:
+                    job = None
+                case DoInnerStep():
+                    job = self._outer.inner_step()
+                case DoBackward(microbatch_id):
+                    job = events.Backward(microbatch_id)
+                    self._flow.computing(microbatch_id)
+                case DoForward(microbatch_id):
+                    job = Forward(microbatch_id, self._flow.computing(microbatch_id).data_id)
+        if job is not None:
+            self._job = job
+            self._effects.append(Compute(job))
+
+    def _lease(self, moment: Moment) -> None:
+        """A first-stage miner keeps a few forwards waiting, within its credits."""
+        view = moment.view
+        if view is None or moment.outer_step is None or view.stage_index != 0 or self._is_leasing:
+            return
+        if moment.now_s < self._lease_s or self._reports.has_backlog or not view.all_train(moment.outer_step):
+            return
+        num_waiting = len(self._table.standing(Stand.FORWARD_QUEUED))
+        if self._table.room < 1 or num_waiting >= QUEUE_AHEAD:
+            return
+        self._is_leasing = True
+        request = LeaseRequest(outer_step=moment.outer_step, num_microbatches=min(self._table.room, 256))
+        self._effects.append(RequestLease(request))
+
+    def _moment(self, now_s: float) -> Moment:
+        local = self._outer.local
+        return Moment(
+            view=self._view,
+            outer_step=self._outer.training_step(self._view),
+            inner_steps=0 if local is None else local.inner_steps,
+            now_s=now_s,
+        )
+
+
+def _operation(result: events.ForwardDone | events.BackwardDone) -> Operation:
+    return Operation.FORWARD if isinstance(result, events.ForwardDone) else Operation.BACKWARD

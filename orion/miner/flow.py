@@ -1,0 +1,334 @@
+"""The life of a microbatch on this miner: admitted, run forward, sent on, its gradient awaited, run backward, returned.
+
+Owns every transition of `MicrobatchTable`'s records. Must not decide what the device does (`scheduler`), which replica
+is good (`router`) or which phase it is (`view`). Level-triggered where it can be: `advance` looks at each record and
+ends what cannot end well any more (deadline, neighbour gone, phase over, too stale), then sends what is due.
+
+Invariants: an admitted microbatch ends exactly once and is freed in the same moment; what is being read or computed
+ends when that has ended, and everything else at once; the first stage reports each end.
+"""
+
+from orion.common.config import RunSpec
+from orion.common.ids import Direction, Hotkey, MicrobatchId
+from orion.common.protocol.messages import (
+    Accepted,
+    Cancel,
+    Lease,
+    MicrobatchEnd,
+    Outcome,
+    Refusal,
+    RefusalCode,
+    Transfer,
+)
+from orion.miner.admission import Duplicate, Situation, admit_backward, admit_forward
+from orion.miner.events import (
+    Accept,
+    BackwardDone,
+    BackwardOffered,
+    BodyEnded,
+    BodyRef,
+    CancelArrived,
+    ForwardDone,
+    ForwardOffered,
+    FreeTensors,
+    ReadBody,
+    Refuse,
+    SendCancel,
+)
+from orion.miner.moment import Emit, Moment
+from orion.miner.reports import Reports
+from orion.miner.router import Router
+from orion.miner.table import OPERATING, WITH_NEXT, Held, MicrobatchTable, Stand
+from orion.miner.transfers import activation_transfer, gradient_transfer, receipt_of
+from orion.miner.view import View
+
+HINT_MIN_S, HINT_MAX_S = 0.02, 1.0
+"""Bounds of the hint to a sender that we are too busy for: a round trip, and what one forgives a slow device."""
+PACE_SHARE = 0.2
+"""Weight of a new interval in the mean time between two ends."""
+
+
+class Flow:
+    """The microbatches of one miner."""
+
+    def __init__(
+        self, spec: RunSpec, hotkey: Hotkey, *, table: MicrobatchTable, router: Router, reports: Reports, emit: Emit
+    ) -> None:
+        self._spec = spec
+        self._hotkey = hotkey
+        self._table = table
+        self._router = router
+        self._reports = reports
+        self._emit = emit
+        self._pace_s = HINT_MIN_S
+        self._last_end_s: float | None = None
+
+    # --- offers -------------------------------------------------------------------------------------------------------
+
+    def forward_offered(self, moment: Moment, event: ForwardOffered) -> None:
+        """Admits an activation, or not; an admitted one holds a credit from here on."""
+        transfer = event.transfer
+        answer = admit_forward(self._situation(moment), self._table, event.sender, transfer)
+        if answer is not None:
+            self._answer(event.request_id, answer)
+            return
+        longest_s = moment.now_s + self._spec.time_limits.microbatch_s
+        self._table.admit(
+            Held(
+                microbatch_id=transfer.microbatch_id,
+                data_id=transfer.data_id,
+                outer_step=transfer.outer_step,
+                path=transfer.path,
+                deadline_s=min(transfer.deadline_s, longest_s),
+                stand=Stand.RECEIVING,
+                input_digest=transfer.digest,
+                request_id=event.request_id,
+                offer=transfer,
+            )
+        )
+        self._emit(ReadBody(event.request_id))
+
+    def backward_offered(self, moment: Moment, event: BackwardOffered) -> None:
+        """Admits a gradient, or not."""
+        answer = admit_backward(self._situation(moment), self._table, event.sender, event.transfer)
+        if answer is not None:
+            self._answer(event.request_id, answer)
+            return
+        item = self._table.get(event.transfer.microbatch_id)
+        assert item is not None, "a gradient was admitted for nothing"
+        if item.stand is Stand.SENDING:
+            self.sent_on(item)
+        item.stand = Stand.GRADIENT_RECEIVING
+        item.request_id, item.offer = event.request_id, event.transfer
+        self._emit(ReadBody(event.request_id))
+
+    def body_ended(self, moment: Moment, event: BodyEnded) -> None:
+        """The body of an admitted offer is in the cache, or is not."""
+        item = self._table.by_request(event.request_id)
+        if item is None:
+            return
+        offer = item.offer
+        assert offer is not None
+        item.request_id = item.offer = None
+        refusal = event.refusal
+        if refusal is None and item.cancelled is not None:
+            refusal = Refusal(code=RefusalCode.CONFLICT, message=f"cancelled: {item.cancelled}"[:500])
+        if refusal is not None:
+            self._emit(Refuse(event.request_id, refusal))
+            self._without_body(moment, item, offer, refusal)
+            return
+        if item.stand is Stand.RECEIVING:
+            item.stand = Stand.FORWARD_QUEUED
+        else:
+            assert item.next_hop is not None
+            item.gradient, item.loss, item.full_path = offer, offer.loss, offer.path
+            self._router.completed(item.next_hop, moment.now_s - item.sent_s)
+            self._router.released(item.next_hop)
+            item.stand = Stand.BACKWARD_QUEUED
+        sender = item.path[-1] if offer.direction is Direction.ACTIVATION else item.next_hop
+        assert sender is not None
+        self._reports.add_receipt(receipt_of(offer, sender, self._hotkey))
+        self._emit(Accept(event.request_id, self._accepted()))
+
+    def cancel_arrived(self, moment: Moment, event: CancelArrived) -> None:
+        """A neighbour on the microbatch's path gave up; anyone else is ignored."""
+        item = self._table.get(event.cancel.microbatch_id)
+        if item is None or item.outer_step != event.cancel.outer_step:
+            return
+        from_next = event.sender == item.next_hop and item.stand in WITH_NEXT
+        if not from_next and event.sender != item.previous_hop:
+            return
+        reason = f"cancelled by a peer: {event.cancel.reason}"
+        self._cancel(moment, item, reason, tell_previous=from_next, tell_next=not from_next)
+
+    def leased(self, moment: Moment, lease: Lease) -> None:
+        """Queues leased microbatches; one that cannot be started is reported as cancelled, so that it is not lost."""
+        for granted in lease.microbatches:
+            microbatch_id = granted.microbatch_id
+            if self._table.get(microbatch_id) is not None or self._table.ended(microbatch_id) is not None:
+                continue
+            if lease.outer_step != moment.outer_step or self._table.room < 1:
+                self._reports.add_end(
+                    MicrobatchEnd(microbatch_id=microbatch_id, outcome=Outcome.CANCELLED, reason="leased too late")
+                )
+                continue
+            self._table.admit(
+                Held(
+                    microbatch_id=microbatch_id,
+                    data_id=granted.data_id,
+                    outer_step=lease.outer_step,
+                    path=(),
+                    deadline_s=lease.deadline_s,
+                    stand=Stand.FORWARD_QUEUED,
+                    input_digest=None,
+                )
+            )
+
+    # --- the device ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_queued(self) -> int:
+        """Passes that the device has before it, the one under way included."""
+        waiting = (Stand.FORWARD_QUEUED, Stand.FORWARDING, Stand.BACKWARD_QUEUED, Stand.BACKWARDING)
+        return sum(item.stand in waiting for item in self._table.held())
+
+    def computing(self, microbatch_id: MicrobatchId) -> Held:
+        """The device is given its next operation on the microbatch."""
+        item = self._item(microbatch_id)
+        item.stand = Stand.FORWARDING if item.stand is Stand.FORWARD_QUEUED else Stand.BACKWARDING
+        return item
+
+    def forwarded(self, moment: Moment, done: ForwardDone) -> None:
+        """The forward has been computed; on the last stage, that was all there is to compute."""
+        item = self._item(done.microbatch_id)
+        item.version = moment.inner_steps
+        item.output = done.output
+        if len(item.path) < self._spec.num_stages - 1:
+            item.stand = Stand.SEND_DUE
+            if item.cancelled is not None:
+                self._end(moment, item, item.cancelled)
+            return
+        item.loss, item.full_path = done.loss, (*item.path, self._hotkey)
+        self._applied(moment, item, done.output)
+
+    def backwarded(self, moment: Moment, done: BackwardDone) -> None:
+        """The backward has been computed: whatever else happens, the microbatch is applied here."""
+        self._applied(moment, self._item(done.microbatch_id), done.output)
+
+    def compute_refused(self, moment: Moment, microbatch_id: MicrobatchId, reason: str) -> None:
+        """The device could not use what came in."""
+        item = self._item(microbatch_id)
+        self._end(moment, item, item.cancelled or reason, tell_previous=item.cancelled is None)
+
+    # --- looking after everything that is held ------------------------------------------------------------------------
+
+    def advance(self, moment: Moment) -> None:
+        """Ends what cannot end well any more."""
+        for item in self._table.held():
+            doom = self._doom(moment, item)
+            if doom is not None:
+                # At the end of a phase everybody frees by itself.
+                tells = item.outer_step == moment.outer_step
+                self._cancel(moment, item, doom, tell_previous=tells, tell_next=tells)
+
+    def wake_times_s(self) -> list[float]:
+        """When `advance` may have something to end; times that have passed mean nothing."""
+        return [item.deadline_s for item in self._table.held()]
+
+    def sent_on(self, item: Held) -> None:
+        """A replica of the next stage has accepted the activation."""
+        assert item.stand is Stand.SENDING and item.next_hop is not None
+        item.stand = Stand.AWAITING_GRADIENT
+        self._reports.add_receipt(receipt_of(activation_transfer(item, self._hotkey), self._hotkey, item.next_hop))
+
+    def returned(self, moment: Moment, item: Held) -> None:
+        """The stage before has accepted the input gradient."""
+        assert item.stand is Stand.RETURNING and item.previous_hop is not None
+        self._reports.add_receipt(receipt_of(gradient_transfer(item), self._hotkey, item.previous_hop))
+        self._end(moment, item, "")
+
+    def give_up(self, moment: Moment, item: Held, reason: str) -> None:
+        """Nobody takes what is to be sent."""
+        self._end(moment, item, reason, tell_previous=True)
+
+    def tell(
+        self, view: View | None, peer: Hotkey | None, microbatch_id: MicrobatchId, outer_step: int, reason: str
+    ) -> None:
+        """Sends a cancel, if the peer can be reached at all."""
+        entry = None if view is None or peer is None else view.peers.get(peer)
+        if peer is None or entry is None:
+            return
+        cancel = Cancel(microbatch_id=microbatch_id, outer_step=outer_step, reason=reason[:500])
+        self._emit(SendCancel(peer, entry.url, cancel))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _doom(self, moment: Moment, item: Held) -> str | None:
+        """Why the microbatch cannot end well any more."""
+        view = moment.view
+        if view is None or item.outer_step != moment.outer_step:
+            return "the train phase has ended"
+        if item.deadline_s <= moment.now_s:
+            return "its deadline has passed"
+        if item.previous_hop is not None and not view.is_active(item.previous_hop, len(item.path) - 1):
+            return "the stage before is gone"
+        if item.stand is Stand.AWAITING_GRADIENT:
+            assert item.next_hop is not None
+            if not view.is_active(item.next_hop, len(item.path) + 1):
+                return "the next hop is gone"
+        waits = item.stand in (Stand.SEND_DUE, Stand.SENDING, Stand.AWAITING_GRADIENT, Stand.BACKWARD_QUEUED)
+        if waits and moment.inner_steps - item.version > self._spec.flow.staleness_max:
+            return "too many inner steps since its forward"
+        return None
+
+    def _cancel(self, moment: Moment, item: Held, reason: str, *, tell_previous: bool, tell_next: bool) -> None:
+        """Ends it now, or as soon as the operation under way has ended."""
+        if item.stand not in OPERATING:
+            self._end(moment, item, reason, tell_previous=tell_previous, tell_next=tell_next)
+            return
+        if item.cancelled is None:
+            item.cancelled = reason
+            self._tell_both(moment, item, reason, tell_previous, tell_next)
+
+    def _end(
+        self, moment: Moment, item: Held, reason: str, *, tell_previous: bool = False, tell_next: bool = False
+    ) -> None:
+        self._tell_both(moment, item, reason, tell_previous, tell_next)
+        if item.stand in WITH_NEXT:
+            assert item.next_hop is not None
+            self._router.released(item.next_hop)
+        outcome = self._table.end(item)
+        self._emit(FreeTensors(item.microbatch_id))
+        self._keep_pace(moment.now_s)
+        if item.path:
+            return
+        if outcome is Outcome.APPLIED:
+            end = MicrobatchEnd(microbatch_id=item.microbatch_id, outcome=outcome, loss=item.loss, path=item.full_path)
+        else:
+            end = MicrobatchEnd(microbatch_id=item.microbatch_id, outcome=outcome, reason=reason[:500])
+        self._reports.add_end(end)
+
+    def _tell_both(self, moment: Moment, item: Held, reason: str, tell_previous: bool, tell_next: bool) -> None:
+        if tell_previous and not item.is_applied:
+            self.tell(moment.view, item.previous_hop, item.microbatch_id, item.outer_step, reason)
+        if tell_next and item.stand in WITH_NEXT:
+            self.tell(moment.view, item.next_hop, item.microbatch_id, item.outer_step, reason)
+
+    def _without_body(self, moment: Moment, item: Held, offer: Transfer, refusal: Refusal) -> None:
+        if item.cancelled is not None or item.stand is Stand.RECEIVING:
+            # The sender of an activation hears the refusal; it need not be told twice.
+            self._end(moment, item, item.cancelled or refusal.message)
+            return
+        assert offer.direction is Direction.GRADIENT
+        item.stand = Stand.AWAITING_GRADIENT
+
+    def _applied(self, moment: Moment, item: Held, output: BodyRef | None) -> None:
+        item.is_applied = True
+        item.output = output
+        if item.previous_hop is None or item.cancelled is not None:
+            self._end(moment, item, "")
+            return
+        item.stand = Stand.RETURN_DUE
+
+    def _situation(self, moment: Moment) -> Situation:
+        hint_s = min(HINT_MAX_S, max(HINT_MIN_S, self._pace_s))
+        return Situation(self._spec, self._hotkey, moment, hint_s, self._reports.has_backlog)
+
+    def _answer(self, request_id: int, answer: Refusal | Duplicate) -> None:
+        if isinstance(answer, Duplicate):
+            self._emit(Accept(request_id, self._accepted()))
+        else:
+            self._emit(Refuse(request_id, answer))
+
+    def _accepted(self) -> Accepted:
+        return Accepted(credits=self._table.room, queued=self.num_queued)
+
+    def _keep_pace(self, now_s: float) -> None:
+        if self._last_end_s is not None:
+            self._pace_s += PACE_SHARE * (now_s - self._last_end_s - self._pace_s)
+        self._last_end_s = now_s
+
+    def _item(self, microbatch_id: MicrobatchId) -> Held:
+        item = self._table.get(microbatch_id)
+        assert item is not None, f"microbatch {microbatch_id} is not held"
+        return item

@@ -1,0 +1,380 @@
+"""This miner's part in its stage's outer steps: anchor, inner steps, pseudo-gradient, merge. Pure.
+
+Owns which anchor the engine holds, the local outer step (from the first microbatch to the uploaded pseudo-gradient) and
+the jobs around it. Level-triggered: `advance` compares what the feed says with what is here and starts at most what is
+missing; feeds may be skipped, and every job may fail and is tried again for as long as it matters.
+
+Invariants: the engine's state changes (load, apply) only while the device is idle and the local outer step is closed;
+a commitment is acknowledged before the pseudo-gradient is uploaded; what the stage no longer waits for is not begun.
+"""
+
+from dataclasses import dataclass, field
+
+from orion.common.config import RunSpec
+from orion.common.ids import Digest, Hotkey, MemberState, Phase
+from orion.common.protocol.messages import (
+    Applied,
+    CheckpointUploaded,
+    Contribution,
+    ObjectRef,
+    PartitionPlan,
+    Reduced,
+    Uploaded,
+)
+from orion.miner.events import (
+    AnchorLoaded,
+    ApplyEnded,
+    ApplyManifest,
+    CheckpointEnded,
+    EncodePseudoGradient,
+    InnerStep,
+    InnerStepDone,
+    Job,
+    LoadAnchor,
+    ReduceEnded,
+    ReduceFailed,
+    ReducePartition,
+    UploadCheckpoint,
+    UploadEnded,
+    UploadPseudoGradient,
+)
+from orion.miner.moment import Emit
+from orion.miner.notices import Backoff, Notices
+from orion.miner.oplog import OpLog
+from orion.miner.reports import Reports
+from orion.miner.view import View
+
+REDUCTIONS_MAX = 2
+"""Partitions reduced at a time: one downloads while the other computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What the engine holds."""
+
+    stage_index: int
+    outer_step: int
+    """The one that starts from it."""
+    digest: Digest
+
+
+@dataclass(slots=True)
+class LocalStep:
+    """What this miner did in an outer step, from its first microbatch on."""
+
+    outer_step: int
+    inner_steps: int = 0
+    """Taken."""
+    num_accumulated: int = 0
+    """Microbatches whose gradients wait for the next inner step."""
+    num_stepped: int = 0
+    """Microbatches that went into inner steps: the weight of the pseudo-gradient."""
+    is_sealed: bool = False
+    """Nothing more is computed in it and its log is closed."""
+    objects: tuple[ObjectRef, ...] | None = None
+    """The encoded pseudo-gradient; None before it is encoded."""
+    is_uploading: bool = False
+    is_uploaded: bool = False
+
+
+@dataclass(slots=True)
+class _Merge:
+    """Reductions of one outer step."""
+
+    outer_step: int = -1
+    under_way: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
+    backoff: dict[int, Backoff] = field(default_factory=dict)
+
+
+class OuterSteps:
+    """Everything between two train phases, and the inner steps within one."""
+
+    def __init__(
+        self, spec: RunSpec, hotkey: Hotkey, *, oplog: OpLog, reports: Reports, notices: Notices, emit: Emit
+    ) -> None:
+        self._spec = spec
+        self._hotkey = hotkey
+        self._oplog = oplog
+        self._reports = reports
+        self._notices = notices
+        self._emit = emit
+        self.anchor: Anchor | None = None
+        self.local: LocalStep | None = None
+        self._is_void = False
+        """The anchor must be built anew, although it is the right one by its number."""
+        self._last_state: MemberState | None = None
+        self._changes_state = False
+        """A load or an apply is under way."""
+        self._load_backoff = Backoff()
+        self._upload_backoff = Backoff()
+        self._checkpoint_backoff = Backoff()
+        self._checkpoint_under_way = False
+        self._checkpoint_done = -1
+        self._merge = _Merge()
+
+    # --- what holds now -----------------------------------------------------------------------------------------------
+
+    def training_step(self, view: View | None) -> int | None:
+        """The outer step for which this miner takes work, None while it takes none."""
+        outer_step = None if view is None else view.training_step
+        if view is None or outer_step is None or not self._is_current(view) or self._changes_state:
+            return None
+        if self.local is not None and (self.local.is_sealed or self.local.outer_step != outer_step):
+            return None
+        return outer_step
+
+    @property
+    def is_changing(self) -> bool:
+        """The engine's state is being replaced: the device is not free."""
+        return self._changes_state
+
+    def ready_step(self, view: View | None) -> int | None:
+        """The outer step whose anchor this miner holds, as it tells in heartbeats."""
+        if self.anchor is None or self._changes_state or self._is_void:
+            return None
+        if view is None or view.stage_index != self.anchor.stage_index:
+            return None
+        return self.anchor.outer_step
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def view_changed(self, view: View | None) -> None:
+        """Sees when the orchestrator no longer trusts the anchor: a member fell back, or another digest is agreed."""
+        state = None if view is None else view.state
+        fell_back = (self._last_state is MemberState.ACTIVE and state is not MemberState.ACTIVE) or (
+            self._last_state is MemberState.READY and state not in (MemberState.READY, MemberState.ACTIVE)
+        )
+        self._last_state = state
+        if self.anchor is None or self._changes_state:
+            return
+        if fell_back and (view is None or self.anchor.outer_step == view.target_step):
+            self._is_void = True
+        checkpoint = None if view is None else view.stage.checkpoint
+        if checkpoint is not None and checkpoint.outer_step == self.anchor.outer_step:
+            self._is_void = self._is_void or checkpoint.state_digest != self.anchor.digest
+
+    def begin_if_due(self, outer_step: int | None) -> bool:
+        """Opens the local outer step when work for it may begin; whether it did."""
+        if outer_step is None or self.local is not None:
+            return False
+        self.local = LocalStep(outer_step)
+        self._oplog.begin(outer_step)
+        return True
+
+    def applied_one(self) -> None:
+        """The device accumulated one more gradient."""
+        assert self.local is not None
+        self.local.num_accumulated += 1
+
+    def inner_step_done(self, done: InnerStepDone) -> None:
+        """The device took an inner step, or refused to."""
+        local = self.local
+        assert local is not None
+        local.num_accumulated = 0
+        if done.refused_reason is None:
+            local.inner_steps += 1
+            local.num_stepped += done.num_microbatches
+
+    def encoded(self, outer_step: int, objects: tuple[ObjectRef, ...]) -> None:
+        """The pseudo-gradient lies in the outbox."""
+        if self.local is not None and self.local.outer_step == outer_step:
+            self.local.objects = objects
+
+    def upload_ended(self, event: UploadEnded, now_s: float) -> None:
+        """The pseudo-gradient lies in the store: now it counts once the orchestrator knows."""
+        local = self.local
+        if local is None or local.outer_step != event.outer_step:
+            return
+        local.is_uploading = False
+        local.is_uploaded = event.succeeded
+        if not event.succeeded:
+            self._upload_backoff.failed(now_s)
+            return
+        assert local.objects is not None
+        contribution = Contribution(hotkey=self._hotkey, num_microbatches=local.num_stepped, objects=local.objects)
+        self._notices.add(Uploaded(outer_step=local.outer_step, contribution=contribution), now_s)
+
+    def anchor_loaded(self, event: AnchorLoaded, view: View | None, now_s: float) -> None:
+        self._stand_at(Anchor(event.stage_index, event.outer_step, event.state_digest), view, now_s)
+        self._is_void = False
+
+    def apply_ended(self, event: ApplyEnded, view: View | None, now_s: float) -> None:
+        assert self.anchor is not None
+        self._stand_at(Anchor(self.anchor.stage_index, event.outer_step + 1, event.state_digest), view, now_s)
+
+    def state_change_failed(self, now_s: float, *, anchor_is_lost: bool) -> None:
+        """A load or an apply came to nothing; it is tried again after a pause."""
+        self._changes_state = False
+        self._load_backoff.failed(now_s)
+        if anchor_is_lost:
+            self.anchor = None
+
+    def reduce_ended(self, event: ReduceEnded, now_s: float) -> None:
+        if event.outer_step != self._merge.outer_step:
+            return
+        self._merge.under_way.discard(event.partition_index)
+        self._merge.done.add(event.partition_index)
+        if event.object is None:
+            return
+        reduced = Reduced(
+            outer_step=event.outer_step,
+            partition_index=event.partition_index,
+            object=event.object,
+            excluded=event.excluded,
+        )
+        self._notices.add(reduced, now_s)
+
+    def reduce_failed(self, event: ReduceFailed, now_s: float) -> None:
+        if event.outer_step == self._merge.outer_step:
+            self._merge.under_way.discard(event.partition_index)
+            self._merge.backoff.setdefault(event.partition_index, Backoff()).failed(now_s)
+
+    def checkpoint_ended(self, event: CheckpointEnded, now_s: float) -> None:
+        self._checkpoint_under_way = False
+        if event.object is None or self.anchor is None or self.anchor.outer_step != event.outer_step:
+            self._checkpoint_backoff.failed(now_s)
+            return
+        self._checkpoint_done = event.outer_step
+        notice = CheckpointUploaded(outer_step=event.outer_step, object=event.object, state_digest=self.anchor.digest)
+        self._notices.add(notice, now_s)
+
+    # --- what is to be done -------------------------------------------------------------------------------------------
+
+    def next_job(self, view: View | None) -> Job | None:
+        """What the device does outside of the flow of microbatches: the last inner step, and encoding.
+
+        Called while the device is idle and the miner takes no work; seals the log when nothing more comes into it.
+        """
+        local = self.local
+        if local is None or self._changes_state:
+            return None
+        uploads = view is not None and view.is_in(Phase.UPLOAD, local.outer_step) and self._is_current(view)
+        if not local.is_sealed:
+            if uploads and local.num_accumulated:
+                return self.inner_step()
+            commitment = self._oplog.seal()
+            local.is_sealed = True
+            if commitment is not None:
+                self._reports.add_commitment(commitment)
+        if uploads and local.num_stepped and local.objects is None:
+            return EncodePseudoGradient(local.outer_step)
+        return None
+
+    def inner_step(self) -> InnerStep:
+        """The inner step over what is accumulated."""
+        local = self.local
+        assert local is not None and local.num_accumulated
+        return InnerStep(
+            inner_step_index=local.outer_step * self._spec.inner_steps + local.inner_steps,
+            share=min(1.0, local.num_accumulated / self._spec.microbatches_per_step),
+        )
+
+    def advance(self, view: View, now_s: float, *, device_is_idle: bool) -> None:
+        """Starts what is missing."""
+        if device_is_idle and not self._changes_state and (self.local is None or self.local.is_sealed):
+            self._follow(view, now_s)
+        self._upload(view, now_s)
+        self._reduce(view, now_s)
+        self._checkpoint(view, now_s)
+
+    def wake_times_s(self) -> list[float]:
+        """When things that failed may be tried again; times that have passed mean nothing."""
+        backoffs = (self._load_backoff, self._upload_backoff, self._checkpoint_backoff, *self._merge.backoff.values())
+        return [backoff.until_s for backoff in backoffs]
+
+    def check_invariants(self, num_computing: int) -> None:
+        local = self.local
+        assert not (self._changes_state and num_computing), "the device computes while the engine's state changes"
+        assert not self._changes_state or local is None or local.is_sealed, "the state changes within an outer step"
+        if local is not None:
+            assert self.anchor is not None, "an outer step without an anchor"
+            assert local.num_accumulated <= self._spec.microbatches_per_step, "more accumulated than a batch"
+            assert not local.is_uploading or self._reports.is_committed(local.outer_step), "uploads before committing"
+        assert len(self._merge.under_way) <= REDUCTIONS_MAX, "too many reductions"
+        assert not self._merge.under_way & self._merge.done, "a partition is reduced twice"
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _is_current(self, view: View) -> bool:
+        """Whether the anchor is the one that the stage's outer step starts from."""
+        anchor = self.anchor
+        return (
+            anchor is not None
+            and not self._is_void
+            and anchor.stage_index == view.stage_index
+            and anchor.outer_step == view.stage.outer_step
+        )
+
+    def _stand_at(self, anchor: Anchor, view: View | None, now_s: float) -> None:
+        self._changes_state = False
+        self._load_backoff = Backoff()
+        self._upload_backoff = Backoff()
+        self.anchor = anchor
+        self.local = None
+        merged = anchor.outer_step - 1
+        if view is not None and view.stage_index == anchor.stage_index and view.is_in(Phase.MERGE, merged):
+            self._notices.add(Applied(outer_step=merged, state_digest=anchor.digest), now_s)
+
+    def _follow(self, view: View, now_s: float) -> None:
+        """Brings the engine to the anchor that the stage is at, by the shortest way."""
+        anchor, target = self.anchor, view.target_step
+        is_sound = anchor is not None and not self._is_void and anchor.stage_index == view.stage_index
+        if is_sound and anchor is not None and anchor.outer_step == target:
+            return
+        if not self._load_backoff.is_over(now_s):
+            return
+        self._changes_state = True
+        manifest = view.manifest
+        if is_sound and anchor is not None and manifest is not None and anchor.outer_step == manifest.outer_step:
+            self._emit(ApplyManifest(manifest))
+            return
+        checkpoint = view.stage.checkpoint
+        if checkpoint is not None and checkpoint.outer_step > target:
+            checkpoint = None
+        self._emit(LoadAnchor(view.stage_index, target, checkpoint))
+
+    def _upload(self, view: View, now_s: float) -> None:
+        local = self.local
+        if local is None or not local.objects or local.is_uploading or local.is_uploaded:
+            return
+        if not view.is_in(Phase.UPLOAD, local.outer_step) or not self._reports.is_committed(local.outer_step):
+            return
+        if self._upload_backoff.is_over(now_s):
+            local.is_uploading = True
+            self._emit(UploadPseudoGradient(local.outer_step, local.objects))
+
+    def _reduce(self, view: View, now_s: float) -> None:
+        plan = view.merge_plan
+        if plan is None or not view.is_in(Phase.MERGE, plan.outer_step) or view.is_merged(plan.outer_step):
+            return
+        if self._merge.outer_step != plan.outer_step:
+            if self._merge.under_way:
+                return  # reductions of the last plan end first, so that no more than the bound are under way
+            self._merge = _Merge(plan.outer_step)
+        for partition in plan.partitions:
+            if len(self._merge.under_way) < REDUCTIONS_MAX and self._may_reduce(partition, now_s):
+                self._merge.under_way.add(partition.partition_index)
+                self._emit(
+                    ReducePartition(plan.stage_index, plan.outer_step, partition.partition_index, plan.contributions)
+                )
+
+    def _may_reduce(self, partition: PartitionPlan, now_s: float) -> bool:
+        index = partition.partition_index
+        if self._hotkey not in partition.reducers or index in self._merge.under_way or index in self._merge.done:
+            return False
+        backoff = self._merge.backoff.get(index)
+        return backoff is None or backoff.is_over(now_s)
+
+    def _checkpoint(self, view: View, now_s: float) -> None:
+        anchor = self.anchor
+        if view.stage.checkpoint_by != self._hotkey or self._checkpoint_under_way or self._changes_state:
+            return
+        if anchor is None or self._is_void or anchor.stage_index != view.stage_index:
+            return
+        newest = -1 if view.stage.checkpoint is None else view.stage.checkpoint.outer_step
+        if anchor.outer_step != view.target_step or anchor.outer_step <= max(newest, self._checkpoint_done):
+            return
+        if self._checkpoint_backoff.is_over(now_s):
+            self._checkpoint_under_way = True
+            self._emit(UploadCheckpoint(anchor.stage_index, anchor.outer_step))
