@@ -14,7 +14,8 @@ from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Phase
 from orion.common.protocol.messages import Feed, Heartbeat, LeaseRequest, LogEntry, Operation
 from orion.miner import events
-from orion.miner.events import Compute, ComputeEnded, Effect, Event, Forward, Job, RequestJoin, RequestLease, SendReport
+from orion.miner.effects import Compute, Effect, RequestJoin, RequestLease, SendReport
+from orion.miner.events import ComputeEnded, Event, Forward, Job
 from orion.miner.flow import Flow
 from orion.miner.moment import Moment
 from orion.miner.notices import Notices

@@ -1,77 +1,118 @@
-"""What can happen to a miner (events) and what it decides to do (effects): the whole language of `MinerCore`.
+"""What can happen to a miner, and the jobs that its device is given. What it decides to do is in `effects`.
 
 Owns nothing but these types. They carry identities, digests, sizes and messages, never tensors: whoever carries out the
-effects (the loop of a real miner, the simulator) keeps tensors in a cache under (microbatch id, kind).
-
-Every effect ends as the event named in its docstring, exactly once, whatever happens, within a bound that its executor
-sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `SendCancel` (best effort)
-and `FreeTensors`.
+effects (the loop of a real miner, the simulator) keeps tensors in a cache under the microbatch's id.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId
+from orion.common.ids import DataId, Digest, Direction, Hotkey, MicrobatchId
 from orion.common.protocol.messages import (
-    Accepted,
     Applied,
     Cancel,
-    CheckpointRef,
     CheckpointUploaded,
-    Contribution,
     Exclusion,
     Feed,
     Joined,
     Lease,
-    LeaseRequest,
-    Manifest,
     ObjectRef,
     Reduced,
     Refusal,
     RefusalCode,
-    Report,
     Transfer,
     Uploaded,
-)
-from orion.miner.jobs import (  # also part of the language of events, and imported from here
-    Backward as Backward,
-)
-from orion.miner.jobs import (
-    BackwardDone as BackwardDone,
-)
-from orion.miner.jobs import (
-    BodyRef as BodyRef,
-)
-from orion.miner.jobs import (
-    ComputeRefused as ComputeRefused,
-)
-from orion.miner.jobs import (
-    EncodePseudoGradient as EncodePseudoGradient,
-)
-from orion.miner.jobs import (
-    Forward as Forward,
-)
-from orion.miner.jobs import (
-    ForwardDone as ForwardDone,
-)
-from orion.miner.jobs import (
-    InnerStep as InnerStep,
-)
-from orion.miner.jobs import (
-    InnerStepDone as InnerStepDone,
-)
-from orion.miner.jobs import (
-    Job as Job,
-)
-from orion.miner.jobs import (
-    JobResult as JobResult,
-)
-from orion.miner.jobs import (
-    PseudoGradientEncoded as PseudoGradientEncoded,
 )
 
 Notice = Uploaded | Reduced | Applied | CheckpointUploaded
 """What a miner tells the orchestrator about its part of an outer step."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyRef:
+    """A tensor body that lies in the cache, encoded."""
+
+    digest: Digest
+    size_bytes: int
+
+
+# --- what the device does ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Runs the stage forward; on the last stage loss and backward too. Ends as `ForwardDone` or `ComputeRefused`."""
+
+    microbatch_id: MicrobatchId
+    data_id: DataId
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Runs the stage backward from the gradient in the cache. Ends as `BackwardDone` or `ComputeRefused`."""
+
+    microbatch_id: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class InnerStep:
+    """Averages what was accumulated and steps the inner optimizer. Ends as `InnerStepDone`."""
+
+    inner_step_index: int
+    """From the start of the run: it sets the learning rate."""
+    share: float
+    """Of a full batch, in (0, 1]; scales the learning rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodePseudoGradient:
+    """Encodes anchor minus parameters, one body per partition, into the outbox. Ends as `PseudoGradientEncoded`."""
+
+    outer_step: int
+
+
+Job = Forward | Backward | InnerStep | EncodePseudoGradient
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardDone:
+    microbatch_id: MicrobatchId
+    output: BodyRef | None
+    """The activation; on the last stage the input gradient; None where the stage is first and last."""
+    loss: float | None
+    """Mean per token; on the last stage only."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardDone:
+    microbatch_id: MicrobatchId
+    output: BodyRef | None
+    """The input gradient; None on the first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRefused:
+    """The device could not use what it was given (not finite, no longer held); nothing was accumulated or changed."""
+
+    microbatch_id: MicrobatchId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InnerStepDone:
+    num_microbatches: int
+    refused_reason: str | None
+    """Why the step was not taken (gradient not finite); what was accumulated is gone all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoGradientEncoded:
+    outer_step: int
+    objects: tuple[ObjectRef, ...]
+    """In the order of the partitions; empty when it cannot be encoded because it is not finite."""
+
+
+JobResult = ForwardDone | BackwardDone | ComputeRefused | InnerStepDone | PseudoGradientEncoded
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -283,156 +324,4 @@ Event = (
     | CheckpointEnded
     | ReportEnded
     | NoticeEnded
-)
-
-
-# --- effects ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RequestJoin:
-    """Sends `Join`. Ends as `JoinEnded`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """Gives the device its next job; one at a time. Ends as `ComputeEnded`."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBody:
-    """Admits an offer: the body may be read, checked and put in the cache. Ends as `BodyEnded`."""
-
-    request_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """Answers an offer."""
-
-    request_id: int
-    accepted: Accepted
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answers an offer."""
-
-    request_id: int
-    refusal: Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class SendTensor:
-    """Sends the output in the cache that `transfer` describes to a peer. Ends as `SendEnded`."""
-
-    peer: Hotkey
-    url: str
-    transfer: Transfer
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    """Tells a peer; best effort, because deadlines free what a lost one leaves."""
-
-    peer: Hotkey
-    url: str
-    cancel: Cancel
-
-
-@dataclass(frozen=True, slots=True)
-class FreeTensors:
-    """Frees all that the cache and the engine hold of a microbatch; given exactly once for each admitted one."""
-
-    microbatch_id: MicrobatchId
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLease:
-    """Ends as `LeaseGranted` or `LeaseRefused`."""
-
-    request: LeaseRequest
-
-
-@dataclass(frozen=True, slots=True)
-class LoadAnchor:
-    """Builds an anchor and loads it into the engine of that stage. Ends as `AnchorLoaded` or `AnchorFailed`.
-
-    Never given while the device computes, and nothing is computed until it has ended.
-    """
-
-    stage_index: int
-    outer_step: int
-    checkpoint: CheckpointRef | None
-    """Where to start; None: at the initial parameters."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyManifest:
-    """Fetches the means and applies the outer step. Ends as `ApplyEnded` or `ApplyFailed`. As `LoadAnchor` with the
-    device."""
-
-    manifest: Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class UploadPseudoGradient:
-    """Writes the encoded bodies of the outbox to the store, and empties it. Ends as `UploadEnded`."""
-
-    outer_step: int
-    objects: tuple[ObjectRef, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReducePartition:
-    """Fetches a partition of all contributions, writes the mean. Ends as `ReduceEnded` or `ReduceFailed`."""
-
-    stage_index: int
-    outer_step: int
-    partition_index: int
-    contributions: tuple[Contribution, ...]
-    """All of the plan, in its order; the partition's object is `objects[partition_index]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class UploadCheckpoint:
-    """Writes the anchor and momentum of `outer_step`, which the engine holds. Ends as `CheckpointEnded`."""
-
-    stage_index: int
-    outer_step: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendReport:
-    """One at a time. Ends as `ReportEnded`."""
-
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class SendNotice:
-    """Tells the orchestrator. Ends as `NoticeEnded`."""
-
-    notice: Notice
-
-
-Effect = (
-    RequestJoin
-    | Compute
-    | ReadBody
-    | Accept
-    | Refuse
-    | SendTensor
-    | SendCancel
-    | FreeTensors
-    | RequestLease
-    | LoadAnchor
-    | ApplyManifest
-    | UploadPseudoGradient
-    | ReducePartition
-    | UploadCheckpoint
-    | SendReport
-    | SendNotice
 )

@@ -21,8 +21,8 @@ from orion.common.protocol.messages import (
     Transfer,
 )
 from orion.miner.admission import Duplicate, Situation, admit_backward, admit_forward
+from orion.miner.effects import Accept, FreeTensors, ReadBody, Refuse, SendCancel
 from orion.miner.events import (
-    Accept,
     BackwardDone,
     BackwardOffered,
     BodyEnded,
@@ -30,10 +30,6 @@ from orion.miner.events import (
     CancelArrived,
     ForwardDone,
     ForwardOffered,
-    FreeTensors,
-    ReadBody,
-    Refuse,
-    SendCancel,
 )
 from orion.miner.moment import Emit, Moment
 from orion.miner.reports import Reports

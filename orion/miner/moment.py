@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orion.miner.events import Effect
+from orion.miner.effects import Effect
 from orion.miner.view import View
 
 Emit = Callable[[Effect], None]

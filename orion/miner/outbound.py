@@ -10,7 +10,8 @@ microbatch; so no two replicas work on one trip for long.
 from orion.common.ids import Direction, Hotkey
 from orion.common.protocol.messages import Outcome, RefusalCode
 from orion.miner.admission import LAG_RETRY_S
-from orion.miner.events import SendEnded, SendOutcome, SendTensor
+from orion.miner.effects import SendTensor
+from orion.miner.events import SendEnded, SendOutcome
 from orion.miner.flow import Flow
 from orion.miner.moment import Emit, Moment
 from orion.miner.router import Router

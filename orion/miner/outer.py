@@ -21,22 +21,24 @@ from orion.common.protocol.messages import (
     Reduced,
     Uploaded,
 )
+from orion.miner.effects import (
+    ApplyManifest,
+    LoadAnchor,
+    ReducePartition,
+    UploadCheckpoint,
+    UploadPseudoGradient,
+)
 from orion.miner.events import (
     AnchorLoaded,
     ApplyEnded,
-    ApplyManifest,
     CheckpointEnded,
     EncodePseudoGradient,
     InnerStep,
     InnerStepDone,
     Job,
-    LoadAnchor,
     ReduceEnded,
     ReduceFailed,
-    ReducePartition,
-    UploadCheckpoint,
     UploadEnded,
-    UploadPseudoGradient,
 )
 from orion.miner.moment import Emit
 from orion.miner.notices import Backoff, Notices

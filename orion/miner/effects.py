@@ -1,0 +1,172 @@
+"""What a miner decides to do.
+
+Every effect ends as the event named in its docstring, exactly once, whatever happens, within a bound that its executor
+sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `SendCancel` (best effort)
+and `FreeTensors`.
+"""
+
+from dataclasses import dataclass
+
+from orion.common.ids import Hotkey, MicrobatchId
+from orion.common.protocol.messages import (
+    Accepted,
+    Cancel,
+    CheckpointRef,
+    Contribution,
+    LeaseRequest,
+    Manifest,
+    ObjectRef,
+    Refusal,
+    Report,
+    Transfer,
+)
+from orion.miner.events import Job, Notice
+
+
+@dataclass(frozen=True, slots=True)
+class RequestJoin:
+    """Sends `Join`. Ends as `JoinEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Gives the device its next job; one at a time. Ends as `ComputeEnded`."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """Admits an offer: the body may be read, checked and put in the cache. Ends as `BodyEnded`."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Answers an offer."""
+
+    request_id: int
+    accepted: Accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answers an offer."""
+
+    request_id: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class SendTensor:
+    """Sends the output in the cache that `transfer` describes to a peer. Ends as `SendEnded`."""
+
+    peer: Hotkey
+    url: str
+    transfer: Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Tells a peer; best effort, because deadlines free what a lost one leaves."""
+
+    peer: Hotkey
+    url: str
+    cancel: Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class FreeTensors:
+    """Frees all that the cache and the engine hold of a microbatch; given exactly once for each admitted one."""
+
+    microbatch_id: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLease:
+    """Ends as `LeaseGranted` or `LeaseRefused`."""
+
+    request: LeaseRequest
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAnchor:
+    """Builds an anchor and loads it into the engine of that stage. Ends as `AnchorLoaded` or `AnchorFailed`.
+
+    Never given while the device computes, and nothing is computed until it has ended.
+    """
+
+    stage_index: int
+    outer_step: int
+    checkpoint: CheckpointRef | None
+    """Where to start; None: at the initial parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyManifest:
+    """Fetches the means and applies the outer step. Ends as `ApplyEnded` or `ApplyFailed`. As `LoadAnchor` with the
+    device."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPseudoGradient:
+    """Writes the encoded bodies of the outbox to the store, and empties it. Ends as `UploadEnded`."""
+
+    outer_step: int
+    objects: tuple[ObjectRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReducePartition:
+    """Fetches a partition of all contributions, writes the mean. Ends as `ReduceEnded` or `ReduceFailed`."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    contributions: tuple[Contribution, ...]
+    """All of the plan, in its order; the partition's object is `objects[partition_index]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadCheckpoint:
+    """Writes the anchor and momentum of `outer_step`, which the engine holds. Ends as `CheckpointEnded`."""
+
+    stage_index: int
+    outer_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """One at a time. Ends as `ReportEnded`."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class SendNotice:
+    """Tells the orchestrator. Ends as `NoticeEnded`."""
+
+    notice: Notice
+
+
+Effect = (
+    RequestJoin
+    | Compute
+    | ReadBody
+    | Accept
+    | Refuse
+    | SendTensor
+    | SendCancel
+    | FreeTensors
+    | RequestLease
+    | LoadAnchor
+    | ApplyManifest
+    | UploadPseudoGradient
+    | ReducePartition
+    | UploadCheckpoint
+    | SendReport
+    | SendNotice
+)
