@@ -145,3 +145,18 @@ def test_a_sequence_longer_than_the_context_is_refused() -> None:
     model = Transformer(NANO)
     with pytest.raises(ValueError, match="context of 64"):
         model(torch.zeros(1, 65, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_close_to_float32(kind: BoundaryKind) -> None:
+    """Under autocast over float32 parameters, and with bfloat16 parameters: the two ways a device may compute."""
+    model = trained_a_little(NANO.with_boundary(kind, ratio=8), 2)
+    ids, targets = batch()
+    loss = token_loss(model(ids), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = token_loss(model(ids), targets)
+    mixed.backward()
+    assert all(param.grad is not None and param.grad.isfinite().all() for param in model.parameters())
+    torch.testing.assert_close(mixed, loss, atol=0.05, rtol=0)
+    half = token_loss(model.to(torch.bfloat16)(ids), targets)
+    torch.testing.assert_close(half, loss, atol=0.05, rtol=0)

@@ -1,5 +1,8 @@
 """Presets and the checks that a model's configuration makes of itself."""
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
@@ -63,3 +66,10 @@ def test_a_config_survives_its_own_dump() -> None:
         rope_scaling=RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=64),
     )
     assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_planning_needs_no_torch() -> None:
+    """Roles that only plan import shapes, splits and costs; torch would cost each of them a second and 200 MB."""
+    modules = "orion.common.model.config, orion.common.model.splits, orion.common.model.flops"
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
