@@ -1,0 +1,64 @@
+"""Who may read or write which object now. Pure; the shell turns a yes into signed URLs.
+
+Writing: the object's own miner, while its stage is in the phase that the object belongs to. Reading: any registered
+hotkey, but nobody reads a pseudo-gradient while others of its stage may still be written, or it could be copied.
+"""
+
+from orion.common.ids import Hotkey
+from orion.common.protocol.keys import ObjectName, parse_key
+from orion.common.protocol.messages import GrantRequest, RefusalCode
+from orion.common.protocol.refusals import refused
+from orion.orchestrator.figures import StageFigures
+from orion.orchestrator.stages import Reducing, StageProgress, Uploading
+from orion.orchestrator.state import RunState
+
+
+def check_grant(state: RunState, hotkey: Hotkey, request: GrantRequest) -> None:
+    """Raises RefusedError for the first key that the hotkey may not read or write now."""
+    if hotkey not in state.memory.permits:
+        raise refused(RefusalCode.FORBIDDEN, "this hotkey is not registered on the subnet")
+    for key in request.keys:
+        name = parse_key(key)
+        if name is None or name.stage_index >= state.memory.num_stages:
+            raise refused(RefusalCode.NOT_FOUND, f"no object is called {key}")
+        stage = state.memory.stages[name.stage_index]
+        if request.method == "GET":
+            if name.kind == "pseudo-gradient" and _is_secret(stage, name):
+                raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once the upload phase is over")
+        else:
+            if name.hotkey != hotkey:
+                raise refused(RefusalCode.FORBIDDEN, f"{key} is another miner's")
+            if name.outer_step != stage.outer_step or not _is_due(stage, name):
+                raise refused(RefusalCode.WRONG_PHASE, f"{key} is not to be written now")
+            size_bytes_max = _size_bytes_max(state.figures[name.stage_index], name)
+            if request.size_bytes_max > size_bytes_max:
+                raise refused(RefusalCode.TOO_LARGE, f"{key}: at most {size_bytes_max} bytes")
+
+
+def _is_secret(stage: StageProgress, name: ObjectName) -> bool:
+    if name.outer_step != stage.outer_step:
+        return name.outer_step > stage.outer_step
+    return isinstance(stage.activity, Uploading)
+
+
+def _is_due(stage: StageProgress, name: ObjectName) -> bool:
+    match name.kind:
+        case "pseudo-gradient":
+            return isinstance(stage.activity, Uploading) and name.hotkey in stage.activity.awaited
+        case "reduced":
+            return isinstance(stage.activity, Reducing) and any(
+                partition.partition_index == name.partition_index and name.hotkey in partition.reducers
+                for partition in stage.activity.partitions
+            )
+        case "checkpoint":
+            return stage.task is not None and stage.task.hotkey == name.hotkey
+
+
+def _size_bytes_max(figures: StageFigures, name: ObjectName) -> int:
+    match name.kind:
+        case "pseudo-gradient":
+            return figures.contribution_bytes_max
+        case "reduced":
+            return figures.mean_bytes_max
+        case "checkpoint":
+            return figures.checkpoint_bytes_max

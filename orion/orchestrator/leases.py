@@ -1,0 +1,130 @@
+"""Who may start which microbatch, and how each trip ended.
+
+Owns the counters of microbatch and data ids, the share of the outer step, and every trip of the outer steps that are
+kept. Knows nothing of members or phases. Invariants: a microbatch id is given out once; a data id is on one live trip
+at most, and on `DATA_TRIPS_MAX` in all; a trip ends once, applied or cancelled with a reason; started = applied +
+cancelled + live.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from orion.common.ids import DataId, Hotkey, MicrobatchId
+from orion.common.protocol.messages import Outcome
+
+DATA_TRIPS_MAX = 3
+"""Trips of one data id before it is given up; tokens that fail three times are not worth holding a phase for."""
+
+REPORT_SLACK_S = 5.0
+"""How long after a lease's deadline its end may still be reported. Miners report in batches every second or so."""
+
+
+@dataclass(slots=True)
+class Trip:
+    """One leased microbatch."""
+
+    microbatch_id: MicrobatchId
+    data_id: DataId
+    outer_step: int
+    lessee: Hotkey
+    attempt: int
+    """1 for the first trip of its data id."""
+    deadline_s: float
+    outcome: Outcome | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class LeaseBook:
+    """All leases of the run."""
+
+    outer_step: int = 0
+    is_open: bool = False
+    """Whether microbatches of `outer_step` may be leased."""
+    num_fresh: int = 0
+    """Microbatches of the share that were never leased."""
+    retries: deque[tuple[DataId, int]] = field(default_factory=deque)
+    """Data ids whose trip was cancelled, and how many trips they have had."""
+    next_microbatch_id: int = 0
+    next_data_id: int = 0
+    live: dict[MicrobatchId, Trip] = field(default_factory=dict)
+    num_live_of: dict[Hotkey, int] = field(default_factory=dict)
+    trips: dict[int, dict[MicrobatchId, Trip]] = field(default_factory=dict)
+    """By outer step, the ended ones too."""
+    num_started: int = 0
+    num_applied: int = 0
+    num_cancelled: int = 0
+
+    def open(self, outer_step: int, share: int) -> None:
+        """Puts the share of an outer step up for lease."""
+        self.outer_step, self.num_fresh, self.is_open = outer_step, share, True
+        self.trips[outer_step] = {}
+
+    def close(self) -> None:
+        """Nothing more is leased in this outer step; trips that are live may still end."""
+        self.is_open, self.num_fresh = False, 0
+        self.retries.clear()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a lease could be given now."""
+        return self.num_fresh > 0 or bool(self.retries)
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether every trip of the share has ended, and none is to come."""
+        return not self.has_work and not self.live
+
+    def lease(self, lessee: Hotkey, num_microbatches: int, deadline_s: float) -> list[Trip]:
+        """Starts up to that many trips, cancelled data ids first."""
+        leased: list[Trip] = []
+        while len(leased) < num_microbatches and self.has_work:
+            data_id, num_trips = self.retries.popleft() if self.retries else (self._fresh_data_id(), 0)
+            microbatch_id = MicrobatchId(self.next_microbatch_id)
+            self.next_microbatch_id += 1
+            leased.append(Trip(microbatch_id, data_id, self.outer_step, lessee, num_trips + 1, deadline_s))
+        for trip in leased:
+            self.live[trip.microbatch_id] = trip
+            self.trips[trip.outer_step][trip.microbatch_id] = trip
+        self.num_live_of[lessee] = self.num_live_of.get(lessee, 0) + len(leased)
+        self.num_started += len(leased)
+        return leased
+
+    def end(self, trip: Trip, outcome: Outcome, reason: str) -> None:
+        """Ends a live trip. The data id of a cancelled one is leased again while the share is open, unless it had enough."""
+        del self.live[trip.microbatch_id]
+        self.num_live_of[trip.lessee] -= 1
+        if self.num_live_of[trip.lessee] == 0:
+            del self.num_live_of[trip.lessee]
+        trip.outcome, trip.reason = outcome, reason
+        if outcome is Outcome.APPLIED:
+            self.num_applied += 1
+            return
+        self.num_cancelled += 1
+        if self.is_open and trip.outer_step == self.outer_step and trip.attempt < DATA_TRIPS_MAX:
+            self.retries.append((trip.data_id, trip.attempt))
+
+    def live_trips_of(self, lessee: Hotkey) -> list[Trip]:
+        return [trip for trip in self.live.values() if trip.lessee == lessee]
+
+    def live_trips_in(self, outer_step: int) -> list[Trip]:
+        return [trip for trip in self.live.values() if trip.outer_step == outer_step]
+
+    def overdue(self, now_s: float) -> list[Trip]:
+        """Live trips whose end should have been reported."""
+        return [trip for trip in self.live.values() if now_s >= trip.deadline_s + REPORT_SLACK_S]
+
+    def trip(self, outer_step: int, microbatch_id: MicrobatchId) -> Trip | None:
+        """A trip of an outer step that is kept."""
+        return self.trips.get(outer_step, {}).get(microbatch_id)
+
+    def forget_before(self, outer_step: int) -> None:
+        """Drops the trips of older outer steps."""
+        for old in [step for step in self.trips if step < outer_step]:
+            del self.trips[old]
+
+    def _fresh_data_id(self) -> DataId:
+        data_id = DataId(self.next_data_id)
+        self.next_data_id += 1
+        self.num_fresh -= 1
+        return data_id

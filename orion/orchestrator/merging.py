@@ -1,0 +1,270 @@
+"""Upload and merge of one stage: from the end of training to the next anchor.
+
+UPLOAD(k): contributors' objects become durable. MERGE(k): reducers' means are settled partition by partition (`merge`
+decides each), then the manifest is out and members apply it. A stage where nobody contributed gets a manifest that
+changes nothing.
+
+Invariants: a manifest names only durable objects and every partition once; no phase waits beyond its deadline or for
+anybody who is gone; all who are active afterwards reported the same anchor, or could not report in time.
+"""
+
+import math
+
+from orion.common.ids import Digest, Hotkey, MemberState
+from orion.common.protocol.keys import outer_step_prefix
+from orion.common.protocol.messages import Contribution, Manifest, MergedPartition, Outcome
+from orion.common.train.partition import assign_reducers, partition_bounds
+from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
+from orion.orchestrator.merge import Ask, PartitionMerge, Situation, decide, unchanged
+from orion.orchestrator.retention import forget_old
+from orion.orchestrator.stages import NEVER_S, Applying, Reducing, StageProgress, Training, Uploading
+from orion.orchestrator.state import RunState
+
+_NAMED_MAX = 5
+"""Hotkeys spelled out in a notice."""
+
+
+def begin_upload(state: RunState, stage: StageProgress) -> None:
+    """Training has ended: whoever trained in this outer step is awaited."""
+    trained = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE)
+    stage.activity = Uploading([member.hotkey for member in trained])
+    stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].upload_s
+    state.changed()
+
+
+def advance_merge(state: RunState, stage: StageProgress) -> bool:
+    """Moves the stage on if it is time; whether it was."""
+    match stage.activity:
+        case Uploading() as uploading:
+            return _advance_upload(state, stage, uploading)
+        case Reducing() as reducing:
+            return _advance_reduce(state, stage, reducing)
+        case Applying() as applying:
+            return _advance_apply(state, stage, applying)
+        case _:
+            return False
+
+
+# --- upload -----------------------------------------------------------------------------------------------------------
+
+
+def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading) -> bool:
+    there = [hotkey for hotkey in uploading.awaited if _is_uploaded(state, uploading, hotkey)]
+    missing = [
+        hotkey for hotkey in uploading.awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)
+    ]
+    if missing and state.memory.now_s < stage.deadline_s:
+        return False
+    if missing:
+        state.notice(f"{_where(stage)}: upload cut short, without {_named(missing)}")
+    num_needed = max(1, math.ceil(state.spec.quorum * (len(there) + len(missing))))
+    if there and len(there) < num_needed:
+        state.notice(f"{_where(stage)}: {len(there)} of {num_needed} needed contributions are there; anchor kept")
+        there = []
+    if stage.stage_index == 0:
+        for trip in state.memory.leases.live_trips_in(stage.outer_step):
+            state.memory.leases.end(trip, Outcome.CANCELLED, "the outer step ended before it")
+    _begin_reduce(state, stage, tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there)))
+    return True
+
+
+def _is_uploaded(state: RunState, uploading: Uploading, hotkey: Hotkey) -> bool:
+    contribution = uploading.uploads.get(hotkey)
+    return contribution is not None and all(state.memory.objects.is_durable(ref) for ref in contribution.objects)
+
+
+def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotkey: Hotkey) -> bool:
+    """Whether a contribution that is not there is worth waiting for: it was announced, or its miner still has its
+    parameters and did not commit to having done nothing."""
+    if hotkey in uploading.uploads:
+        return True
+    member = state.memory.membership.get(hotkey)
+    commitment = state.memory.ledger.commitment(stage.outer_step, hotkey)
+    is_idle = commitment is not None and commitment.num_applied == 0
+    return member is not None and member.state is MemberState.ACTIVE and not is_idle
+
+
+def _weighed(state: RunState, stage: StageProgress, contribution: Contribution) -> Contribution:
+    """A contribution weighs what its miner was credited for, whatever it claims; at least one microbatch, because
+    receipts of a partner that died may never come."""
+    credited = state.memory.ledger.num_credited(stage.outer_step, contribution.hotkey, stage.stage_index)
+    weight = min(contribution.num_microbatches, max(1, credited))
+    return contribution.model_copy(update={"num_microbatches": weight})
+
+
+# --- reduce -----------------------------------------------------------------------------------------------------------
+
+
+def _begin_reduce(state: RunState, stage: StageProgress, contributions: tuple[Contribution, ...]) -> None:
+    candidates = _candidates(state, stage)
+    if not contributions or not candidates:
+        why = "nobody is there to reduce" if contributions else "no contribution"
+        state.notice(f"{_where(stage)}: {why}; anchor kept")
+        _publish(state, stage, [unchanged(index) for index in range(state.spec.num_partitions)], ())
+        return
+    figures = state.figures[stage.stage_index]
+    assignments = assign_reducers(
+        partition_bounds(figures.num_params, state.spec.num_partitions),
+        candidates,
+        state.draw(f"reducers {stage.stage_index} {stage.outer_step}"),
+    )
+    now_s = state.memory.now_s
+    allowance_s = figures.reduce_s(len(contributions), len(candidates))
+    stage.activity = Reducing(
+        contributions=contributions,
+        partitions=[
+            PartitionMerge(
+                partition_index=assignment.partition.index,
+                reducers=list(assignment.reducers),
+                asked_s=dict.fromkeys(assignment.reducers, now_s),
+            )
+            for assignment in assignments
+        ],
+        allowance_s=allowance_s,
+    )
+    # Twice: once for those who are asked first, once for those who replace the late ones among them.
+    stage.deadline_s = now_s + 2 * allowance_s
+    state.changed()
+
+
+def _candidates(state: RunState, stage: StageProgress) -> list[Hotkey]:
+    """Who may reduce; those who are still fetching an anchor have better things to do."""
+    members = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
+    return [member.hotkey for member in members]
+
+
+def _advance_reduce(state: RunState, stage: StageProgress, reducing: Reducing) -> bool:
+    situation = Situation(
+        now_s=state.memory.now_s,
+        deadline_s=stage.deadline_s,
+        allowance_s=reducing.allowance_s,
+        candidates=_candidates(state, stage),
+        is_durable=state.memory.objects.is_durable,
+    )
+    for partition in reducing.partitions:
+        _advance_partition(state, stage, reducing, partition, situation)
+    outcomes = [partition.outcome for partition in reducing.partitions if partition.outcome is not None]
+    if len(outcomes) < len(reducing.partitions):
+        return False
+    _publish(state, stage, outcomes, reducing.contributions)
+    return True
+
+
+def _advance_partition(
+    state: RunState, stage: StageProgress, reducing: Reducing, partition: PartitionMerge, situation: Situation
+) -> None:
+    """Asks as many further reducers as are needed, and settles the partition when it can be."""
+    where = f"{_where(stage)}, partition {partition.partition_index}"
+    while partition.outcome is None:
+        decision = decide(partition, situation)
+        if decision is None:
+            return
+        if isinstance(decision, Ask):
+            substitute = _substitute(state, reducing, partition, situation)
+            state.notice(f"{where}: {decision.reason}; {substitute} reduces it too")
+            partition.reducers.append(substitute)
+            partition.asked_s[substitute] = situation.now_s
+        else:
+            if decision.dissenters:
+                state.notice(f"{where}: other bytes from {_named(decision.dissenters)}")
+            if decision.reason:
+                state.notice(f"{where}: {decision.reason}")
+            for exclusion in decision.outcome.excluded:
+                state.notice(f"{where}: {exclusion.hotkey} left out: {exclusion.reason}")
+            partition.outcome = decision.outcome
+        state.changed()
+
+
+def _substitute(state: RunState, reducing: Reducing, partition: PartitionMerge, situation: Situation) -> Hotkey:
+    """The candidate with the fewest partitions to reduce; among equals a draw decides."""
+    fresh = [hotkey for hotkey in situation.candidates if hotkey not in partition.reducers]
+    return min(
+        fresh,
+        key=lambda hotkey: (
+            sum(hotkey in other.reducers for other in reducing.partitions),
+            state.draw(f"substitute {partition.partition_index} {hotkey}"),
+        ),
+    )
+
+
+def _publish(
+    state: RunState,
+    stage: StageProgress,
+    partitions: list[MergedPartition],
+    contributions: tuple[Contribution, ...],
+) -> None:
+    """The outer step's result is final; members apply it."""
+    stage.manifests[stage.outer_step] = Manifest(
+        stage_index=stage.stage_index,
+        outer_step=stage.outer_step,
+        partitions=tuple(partitions),
+        contributors=tuple(contribution.hotkey for contribution in contributions),
+        total_microbatches=sum(contribution.num_microbatches for contribution in contributions),
+    )
+    stage.activity = Applying(_candidates(state, stage))
+    stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].apply_s
+    state.changed()
+
+
+# --- apply ------------------------------------------------------------------------------------------------------------
+
+
+def _advance_apply(state: RunState, stage: StageProgress, applying: Applying) -> bool:
+    awaited = set(applying.awaited) - applying.digests.keys()
+    missing = [hotkey for hotkey in _candidates(state, stage) if hotkey in awaited]
+    if missing and state.memory.now_s < stage.deadline_s:
+        return False
+    agreed = _majority(applying.digests)
+    if len(set(applying.digests.values())) > 1:
+        state.memory.anchors_equal = False
+        dissenters = sorted(hotkey for hotkey, digest in applying.digests.items() if digest != agreed)
+        state.notice(f"{_where(stage)}: anchors differ; {_named(dissenters)} must build theirs anew")
+    _enter_next(state, stage, applying.digests, agreed)
+    return True
+
+
+def _majority(digests: dict[Hotkey, Digest]) -> Digest | None:
+    """The digest that most replicas reported; of equals the one of the first hotkey; None when nobody reported."""
+    votes = list(digests.values())
+    if not votes:
+        return None
+    first_with = {digest: min(hotkey for hotkey in digests if digests[hotkey] == digest) for digest in votes}
+    return min(first_with, key=lambda digest: (-votes.count(digest), first_with[digest]))
+
+
+def _enter_next(state: RunState, stage: StageProgress, digests: dict[Hotkey, Digest], agreed: Digest | None) -> None:
+    """The stage stands at the next anchor; members are what they showed themselves to be."""
+    memory = state.memory
+    stage.outer_step += 1
+    stage.anchor_digest = agreed
+    for member in memory.membership.of_stage(stage.stage_index):
+        told = digests.get(member.hotkey)
+        if told is not None and told == agreed:
+            member.ready_outer_step = stage.outer_step
+            state.set_state(member, MemberState.ACTIVE)
+        elif told is not None:
+            member.distrusted_until_s = memory.now_s + state.spec.time_limits.member_s
+            state.send_back(member, "its anchor differs")
+        elif member.trusts_ready(stage.outer_step, memory.now_s):
+            state.set_state(member, MemberState.READY)
+        elif member.state is not MemberState.JOINING:
+            state.send_back(member, "it did not apply the outer step in time")
+    memory.objects.stop_watching(f"{outer_step_prefix(stage.outer_step - 1)}stage/{stage.stage_index}/pseudo-gradient/")
+    memory.objects.stop_watching(f"{outer_step_prefix(stage.outer_step - 1)}stage/{stage.stage_index}/reduced/")
+    leave_anchor(state, stage)
+    if stage.outer_step >= memory.final_outer_step:
+        begin_finishing(state, stage)
+    else:
+        stage.activity = Training()
+        stage.deadline_s = NEVER_S
+    forget_old(state)
+    state.changed()
+
+
+def _where(stage: StageProgress) -> str:
+    return f"outer step {stage.outer_step}, stage {stage.stage_index}"
+
+
+def _named(hotkeys: list[Hotkey] | tuple[Hotkey, ...]) -> str:
+    rest = len(hotkeys) - _NAMED_MAX
+    return ", ".join(hotkeys[:_NAMED_MAX]) + (f" and {rest} more" if rest > 0 else "")

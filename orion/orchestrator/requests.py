@@ -1,0 +1,296 @@
+"""What a miner or validator may ask for, message by message.
+
+Each handler either changes the state and answers, or raises RefusedError and has changed nothing. Handlers check
+everything that a message claims against what the orchestrator knows; whatever is wrong with it concerns its sender
+alone. Phases are moved elsewhere: handlers only note that something has come.
+"""
+
+from typing import assert_never
+
+from orion.common.ids import Hotkey, MemberState
+from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key, reduced_key
+from orion.common.protocol.messages import (
+    Applied,
+    CheckpointUploaded,
+    Done,
+    Heartbeat,
+    Join,
+    Joined,
+    Lease,
+    LeasedMicrobatch,
+    LeaseRequest,
+    Leave,
+    ObjectRef,
+    Reduced,
+    RefusalCode,
+    Report,
+    Uploaded,
+    Verdict,
+)
+from orion.common.protocol.refusals import refused
+from orion.orchestrator.assignment import choose_stage
+from orion.orchestrator.checkpoints import ask_another
+from orion.orchestrator.events import Request, Response
+from orion.orchestrator.membership import Member
+from orion.orchestrator.merge import Copy
+from orion.orchestrator.reports import take_report
+from orion.orchestrator.stages import Applying, Reducing, StageProgress, Training, Uploading
+from orion.orchestrator.state import RunState
+
+_RETRY_SOON_S = 0.5
+_RETRY_REGISTRATION_S = 5.0
+LEASES_PER_CREDIT_MAX = 8
+"""Live leases of one miner ÷ what it admits at a time: ended trips are reported in batches, so a few times its credits
+are in use at any moment; more would only be hoarding."""
+
+
+def answer(state: RunState, hotkey: Hotkey, message: Request) -> Response:
+    """Does what the message asks for. Raises RefusedError."""
+    if isinstance(message, Join):
+        return _join(state, hotkey, message)
+    if isinstance(message, Verdict):
+        return _verdict(state, hotkey, message)
+    if isinstance(message, Report):
+        return _report(state, hotkey, message)
+    return _answer_member(state, hotkey, message)
+
+
+def _answer_member(
+    state: RunState,
+    hotkey: Hotkey,
+    message: Heartbeat | Leave | LeaseRequest | Uploaded | Reduced | Applied | CheckpointUploaded,
+) -> Response:
+    """The messages of which each also renews its sender's membership."""
+    member = state.memory.membership.get(hotkey)
+    if member is None:
+        raise refused(RefusalCode.NOT_MEMBER, "not a member (any more): join first")
+    member.last_seen_s = state.memory.now_s
+    match message:
+        case Heartbeat():
+            return _heartbeat(state, member, message)
+        case Leave():
+            state.remove(member, f"left: {message.reason}")
+            return Done()
+        case LeaseRequest():
+            return _lease(state, member, message)
+        case Uploaded():
+            return _uploaded(state, member, message)
+        case Reduced():
+            return _reduced(state, member, message)
+        case Applied():
+            return _applied(state, member, message)
+        case CheckpointUploaded():
+            return _checkpoint_uploaded(state, member, message)
+        case _:
+            assert_never(message)
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+def _join(state: RunState, hotkey: Hotkey, join: Join) -> Joined:
+    memory = state.memory
+    if hotkey not in memory.permits:
+        raise refused(RefusalCode.FORBIDDEN, "this hotkey is not registered on the subnet", _RETRY_REGISTRATION_S)
+    if state.is_finished:
+        raise refused(RefusalCode.WRONG_PHASE, "the run has ended")
+    member = memory.membership.members.get(hotkey)
+    if member is None or not member.is_present:
+        if not memory.membership.has_room(hotkey):
+            raise refused(RefusalCode.BUSY, "the run has as many miners as it can hold", _RETRY_REGISTRATION_S)
+        member = _newcomer(state, hotkey, join, member)
+        memory.membership.add(member)
+        state.changed()
+    if member.url != join.url:
+        member.url = join.url
+        state.changed()
+    member.last_seen_s = memory.now_s
+    member.next_report = 0  # a process that has started anew counts from 0; repeated records change nothing anyway
+    return Joined(stage_index=member.stage_index, state=member.state)
+
+
+def _newcomer(state: RunState, hotkey: Hotkey, join: Join, known: Member | None) -> Member:
+    """A record for one that was not a member, or is gone: it may well have its old stage's data still."""
+    wish = join.stage_index if join.stage_index is not None or known is None else known.stage_index
+    return Member(
+        hotkey=hotkey,
+        url=join.url,
+        device=join.device,
+        memory_bytes=join.memory_bytes,
+        stage_index=choose_stage(state.memory.membership.supply(), state.spec.replicas, wish),
+        state=MemberState.JOINING,
+        last_seen_s=state.memory.now_s,
+        num_credited=known.num_credited if known is not None else 0,
+    )
+
+
+def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
+    member.heartbeat = heartbeat
+    member.ready_outer_step = heartbeat.ready_outer_step
+    if heartbeat.ready_outer_step is None:
+        member.distrusted_until_s = 0.0
+        if member.state in (MemberState.READY, MemberState.ACTIVE):
+            state.send_back(member, "it holds no anchor")
+    elif member.state is MemberState.JOINING and member.trusts_ready(
+        state.stage_of(member).outer_step, state.memory.now_s
+    ):
+        state.set_state(member, MemberState.READY)
+    return Done()
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
+    memory = state.memory
+    if member.stage_index != 0:
+        raise refused(RefusalCode.WRONG_STAGE, "only the first stage leases microbatches")
+    stage = state.stage_of(member)
+    if request.outer_step != stage.outer_step or not isinstance(stage.activity, Training):
+        raise refused(
+            RefusalCode.WRONG_PHASE, f"the stage is in {stage.phase} of outer step {stage.outer_step}", _RETRY_SOON_S
+        )
+    if member.state is not MemberState.ACTIVE:
+        raise refused(RefusalCode.WRONG_PHASE, "takes work from the next outer step on", _RETRY_SOON_S)
+    without = [index for index in range(memory.num_stages) if not memory.membership.count(index, MemberState.ACTIVE)]
+    if without or not memory.train.is_open:
+        raise refused(RefusalCode.NO_WORK, "not every stage is training yet", _RETRY_SOON_S)
+    num_free = LEASES_PER_CREDIT_MAX * state.spec.flow.in_flight_max - memory.leases.num_live_of.get(member.hotkey, 0)
+    if num_free <= 0:
+        raise refused(RefusalCode.BUSY, "report how earlier leases ended first", _RETRY_SOON_S)
+    deadline_s = min(memory.now_s + state.spec.time_limits.microbatch_s, memory.train.deadline_s)
+    trips = memory.leases.lease(member.hotkey, min(request.num_microbatches, num_free), deadline_s)
+    if not trips:
+        raise refused(RefusalCode.NO_WORK, "the share of this outer step has been given out", _RETRY_SOON_S)
+    leased = tuple(LeasedMicrobatch(microbatch_id=trip.microbatch_id, data_id=trip.data_id) for trip in trips)
+    return Lease(outer_step=stage.outer_step, microbatches=leased, deadline_s=deadline_s)
+
+
+def _report(state: RunState, hotkey: Hotkey, report: Report) -> Done:
+    """Also of a miner that has just gone: its partners are credited by what it says."""
+    member = state.memory.membership.members.get(hotkey)
+    if member is None:
+        raise refused(RefusalCode.NOT_MEMBER, "not a member: join first")
+    if member.is_present:
+        member.last_seen_s = state.memory.now_s
+    take_report(state, member, report)
+    return Done()
+
+
+# --- the outer step ---------------------------------------------------------------------------------------------------
+
+
+def _uploaded(state: RunState, member: Member, uploaded: Uploaded) -> Done:
+    stage = state.stage_of(member)
+    uploading = stage.activity
+    contribution = uploaded.contribution
+    if not isinstance(uploading, Uploading) or uploaded.outer_step != stage.outer_step:
+        raise _wrong_phase(stage)
+    if member.hotkey not in uploading.awaited:
+        raise refused(RefusalCode.WRONG_PHASE, "did not train in this outer step")
+    keys = [
+        pseudo_gradient_key(stage.outer_step, stage.stage_index, member.hotkey, index)
+        for index in range(state.spec.num_partitions)
+    ]
+    if contribution.hotkey != member.hotkey or [ref.key for ref in contribution.objects] != keys:
+        raise refused(RefusalCode.MALFORMED, "a contribution names its miner's own object of every partition, in order")
+    for ref in contribution.objects:
+        _check_size(ref, state.figures[stage.stage_index].contribution_bytes_max)
+    commitment = state.memory.ledger.commitment(stage.outer_step, member.hotkey)
+    if commitment is None:
+        raise refused(RefusalCode.BUSY, "report the commitment of this outer step first", _RETRY_SOON_S)
+    if contribution.num_microbatches > commitment.num_applied:
+        raise refused(RefusalCode.CONFLICT, f"{commitment.num_applied} microbatches were committed to, not more")
+    earlier = uploading.uploads.get(member.hotkey)
+    if earlier == contribution:
+        return Done()
+    if earlier is not None and all(state.memory.objects.is_durable(ref) for ref in earlier.objects):
+        raise refused(RefusalCode.CONFLICT, "another contribution of this outer step is in the store already")
+    uploading.uploads[member.hotkey] = contribution
+    for ref in contribution.objects:
+        state.watch(ref)
+    return Done()
+
+
+def _reduced(state: RunState, member: Member, reduced: Reduced) -> Done:
+    stage = state.stage_of(member)
+    reducing = stage.activity
+    if not isinstance(reducing, Reducing) or reduced.outer_step != stage.outer_step:
+        raise _wrong_phase(stage)
+    if reduced.partition_index >= len(reducing.partitions):
+        raise refused(RefusalCode.MALFORMED, "no such partition")
+    partition = reducing.partitions[reduced.partition_index]
+    if member.hotkey not in partition.reducers:
+        raise refused(RefusalCode.FORBIDDEN, "not a reducer of this partition")
+    key = reduced_key(stage.outer_step, stage.stage_index, member.hotkey, partition.partition_index)
+    contributors = {contribution.hotkey for contribution in reducing.contributions}
+    excluded = {exclusion.hotkey for exclusion in reduced.excluded}
+    if reduced.object.key != key or not excluded < contributors or len(excluded) != len(reduced.excluded):
+        raise refused(
+            RefusalCode.MALFORMED, "a mean has its reducer's own key and leaves out some contributors at most"
+        )
+    _check_size(reduced.object, state.figures[stage.stage_index].mean_bytes_max)
+    copy = Copy(reduced.object, reduced.excluded)
+    earlier = partition.copies.get(member.hotkey)
+    if earlier == copy or partition.outcome is not None:
+        return Done()
+    if earlier is not None and state.memory.objects.is_durable(earlier.object):
+        raise refused(RefusalCode.CONFLICT, "another mean of this partition is in the store already")
+    partition.copies[member.hotkey] = copy
+    state.watch(reduced.object)
+    return Done()
+
+
+def _applied(state: RunState, member: Member, applied: Applied) -> Done:
+    stage = state.stage_of(member)
+    if applied.outer_step < stage.outer_step:
+        return Done()  # late; what the miner holds now is in its heartbeats
+    applying = stage.activity
+    if not isinstance(applying, Applying) or applied.outer_step != stage.outer_step:
+        raise _wrong_phase(stage)
+    if applying.digests.setdefault(member.hotkey, applied.state_digest) != applied.state_digest:
+        raise refused(RefusalCode.CONFLICT, "another digest of this state was reported before")
+    state.look_again()
+    return Done()
+
+
+def _checkpoint_uploaded(state: RunState, member: Member, uploaded: CheckpointUploaded) -> Done:
+    stage = state.stage_of(member)
+    task = stage.task
+    if task is None or task.hotkey != member.hotkey or uploaded.outer_step != stage.outer_step:
+        raise refused(RefusalCode.WRONG_PHASE, f"was not asked for a checkpoint of outer step {uploaded.outer_step}")
+    if uploaded.object.key != checkpoint_key(stage.outer_step, stage.stage_index, member.hotkey):
+        raise refused(RefusalCode.MALFORMED, "a checkpoint has its miner's own key")
+    _check_size(uploaded.object, state.figures[stage.stage_index].checkpoint_bytes_max)
+    if uploaded.state_digest != stage.anchor_digest:
+        ask_another(state, stage, task, "has another anchor than agreed")
+        return Done()
+    task.upload = uploaded
+    state.watch(uploaded.object)
+    state.changed()
+    return Done()
+
+
+def _wrong_phase(stage: StageProgress) -> Exception:
+    return refused(RefusalCode.WRONG_PHASE, f"the stage is in {stage.phase} of outer step {stage.outer_step}")
+
+
+def _check_size(ref: ObjectRef, size_bytes_max: int) -> None:
+    if ref.size_bytes > size_bytes_max:
+        raise refused(RefusalCode.TOO_LARGE, f"{ref.key}: {ref.size_bytes} bytes, at most {size_bytes_max}")
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+def _verdict(state: RunState, hotkey: Hotkey, verdict: Verdict) -> Done:
+    memory = state.memory
+    if not memory.permits.get(hotkey, False):
+        raise refused(RefusalCode.FORBIDDEN, "this hotkey has no validator permit on the subnet", _RETRY_REGISTRATION_S)
+    if verdict.miner not in memory.membership.members or verdict.outer_step not in memory.ledger.steps:
+        raise refused(RefusalCode.NOT_FOUND, "no such miner or outer step")
+    if not memory.ledger.judge(hotkey, verdict):
+        raise refused(RefusalCode.CONFLICT, "another verdict on this miner and outer step was given before")
+    if not verdict.passed:
+        state.notice(f"outer step {verdict.outer_step}: {verdict.miner} failed a check: {verdict.reason}")
+    return Done()

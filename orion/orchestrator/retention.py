@@ -1,0 +1,38 @@
+"""What is forgotten as outer steps go by: objects in the store, manifests, trips, old work.
+
+Invariant: whatever is needed to build the anchor of any of the last `keep_outer_steps` outer steps stays.
+"""
+
+from orion.common.protocol.keys import outer_step_prefix
+from orion.orchestrator.events import DeleteObjects
+from orion.orchestrator.state import RunState
+
+
+def forget_old(state: RunState) -> None:
+    """Drops what no anchor, check or score needs any more, and has its objects deleted."""
+    memory = state.memory
+    keep_from = state.oldest_kept_step
+    needed_from = min(stage.rebuildable_from(keep_from) for stage in memory.stages)
+    for outer_step in range(memory.deleted_before, needed_from):
+        _delete(state, outer_step)
+    memory.deleted_before = max(memory.deleted_before, needed_from)
+    for stage in memory.stages:
+        stage.checkpoints = [ref for ref in stage.checkpoints if ref.outer_step >= needed_from]
+        for outer_step in [step for step in stage.manifests if step < needed_from]:
+            del stage.manifests[outer_step]
+    memory.leases.forget_before(keep_from)
+    scored_from = memory.train.outer_step - state.spec.validation.score_window_outer_steps
+    memory.ledger.forget_before(keep_from, min(keep_from, scored_from))
+
+
+def delete_again(state: RunState) -> None:
+    """Repeats the newest deletions, which a crash may have cut off."""
+    newest = state.memory.deleted_before
+    for outer_step in range(max(0, newest - state.spec.keep_outer_steps), newest):
+        _delete(state, outer_step)
+
+
+def _delete(state: RunState, outer_step: int) -> None:
+    prefix = outer_step_prefix(outer_step)
+    state.memory.objects.forget(prefix)
+    state.outbox.append(DeleteObjects(prefix))

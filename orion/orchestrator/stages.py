@@ -1,0 +1,137 @@
+"""Where one stage is in its outer step.
+
+Owns the record; the rules that move it are in `phases` (and `checkpoints`). What a phase needs exists exactly while the
+phase lasts: it lies in the activity, not in fields that are sometimes empty.
+"""
+
+from dataclasses import dataclass, field
+
+from orion.common.ids import Digest, Hotkey, Phase
+from orion.common.protocol.messages import (
+    CheckpointRef,
+    CheckpointUploaded,
+    Contribution,
+    Manifest,
+    MergePlan,
+    PartitionPlan,
+)
+from orion.orchestrator.merge import PartitionMerge
+
+NEVER_S = 1e11
+"""The latest time a message can hold: shown as the deadline of a phase that waits for members."""
+
+
+@dataclass(slots=True)
+class Training:
+    """TRAIN: microbatches may travel once the run has opened this outer step."""
+
+
+@dataclass(slots=True)
+class Uploading:
+    """UPLOAD: contributors write their pseudo-gradients."""
+
+    awaited: list[Hotkey]
+    """Those who trained in this outer step."""
+    uploads: dict[Hotkey, Contribution] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Reducing:
+    """MERGE, first part: reducers write means."""
+
+    contributions: tuple[Contribution, ...]
+    partitions: list[PartitionMerge]
+    allowance_s: float
+    """What a reducer may take before another one is asked beside it."""
+
+
+@dataclass(slots=True)
+class Applying:
+    """MERGE, second part: the manifest of this outer step is out, members apply it."""
+
+    awaited: list[Hotkey]
+    """Those who were ready or active when it came out; nobody who comes later can hold the phase up."""
+    digests: dict[Hotkey, Digest] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Finishing:
+    """MERGE, after the last outer step: the final anchor is being uploaded."""
+
+
+@dataclass(slots=True)
+class Ended:
+    """DONE."""
+
+
+Activity = Training | Uploading | Reducing | Applying | Finishing | Ended
+
+
+@dataclass(slots=True)
+class CheckpointTask:
+    """Who was asked for the whole anchor of the outer step under way."""
+
+    hotkey: Hotkey
+    due_s: float
+    """Then somebody else is asked."""
+    tried: list[Hotkey]
+    """All that were asked so far, this one included."""
+    upload: CheckpointUploaded | None = None
+    """What it says it has written; counts once it is durable."""
+
+
+@dataclass(slots=True)
+class StageProgress:
+    """One stage. `outer_step` only grows."""
+
+    stage_index: int
+    activity: Activity = field(default_factory=Training)
+    outer_step: int = 0
+    deadline_s: float = NEVER_S
+    anchor_digest: Digest | None = None
+    """What its replicas agreed on at the start of `outer_step`; None at the start of the run, or when nobody told."""
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+    """By outer step, without gaps up to the newest."""
+    checkpoints: list[CheckpointRef] = field(default_factory=list)
+    """The durable ones, oldest first."""
+    task: CheckpointTask | None = None
+
+    @property
+    def phase(self) -> Phase:
+        match self.activity:
+            case Training():
+                return Phase.TRAIN
+            case Uploading():
+                return Phase.UPLOAD
+            case Reducing() | Applying() | Finishing():
+                return Phase.MERGE
+            case Ended():
+                return Phase.DONE
+
+    @property
+    def plan(self) -> MergePlan | None:
+        """What the reducers do, while they do it."""
+        if not isinstance(self.activity, Reducing):
+            return None
+        return MergePlan(
+            stage_index=self.stage_index,
+            outer_step=self.outer_step,
+            contributions=self.activity.contributions,
+            partitions=tuple(
+                PartitionPlan(partition_index=partition.partition_index, reducers=tuple(partition.reducers))
+                for partition in self.activity.partitions
+            ),
+        )
+
+    @property
+    def newest_manifest(self) -> Manifest | None:
+        return self.manifests[max(self.manifests)] if self.manifests else None
+
+    @property
+    def newest_checkpoint(self) -> CheckpointRef | None:
+        return self.checkpoints[-1] if self.checkpoints else None
+
+    def rebuildable_from(self, outer_step: int) -> int:
+        """The oldest outer step whose objects are needed to build the anchor of `outer_step` and all later ones."""
+        before = [checkpoint.outer_step for checkpoint in self.checkpoints if checkpoint.outer_step <= outer_step]
+        return max(before, default=0)

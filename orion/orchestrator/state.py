@@ -1,0 +1,162 @@
+"""All that the orchestrator remembers, in one tree, and the few operations that every rule needs.
+
+Owns no rule. Whatever is not in here (or follows from the RunSpec) is forgotten at a restart, and `digest` covers all
+of it. The outbox is empty between two events.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from orion.common.config import RunSpec
+from orion.common.ids import Digest, Hotkey, MemberState
+from orion.common.protocol.messages import ObjectRef, Outcome
+from orion.orchestrator.canonical import state_digest
+from orion.orchestrator.events import CheckObject, Effect
+from orion.orchestrator.figures import StageFigures
+from orion.orchestrator.leases import LeaseBook
+from orion.orchestrator.ledger import LedgerBook
+from orion.orchestrator.losses import LossHistory
+from orion.orchestrator.membership import Member, Membership
+from orion.orchestrator.objects import ObjectBook
+from orion.orchestrator.stages import NEVER_S, Ended, StageProgress
+
+NOTICES_MAX = 200
+NOTICE_CHARS_MAX = 500
+
+
+@dataclass(slots=True)
+class TrainRound:
+    """The train phase that is under way in all stages, or that they will enter next."""
+
+    outer_step: int = 0
+    is_open: bool = False
+    """Whether every stage has entered it with members, so that microbatches can travel."""
+    deadline_s: float = NEVER_S
+    waiting_told: bool = False
+    """Whether a notice said that it can't open yet."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the digest covers."""
+
+    num_stages: int
+    draw_seed: int
+    """Secret part of every draw, so that nobody can foresee who reduces what."""
+    final_outer_step: int
+    """The run is over when every stage has reached this anchor."""
+    now_s: float = 0.0
+    """Of the newest event."""
+    advanced_s: float = 0.0
+    """When the rules of the phases were last looked at."""
+    version: int = 0
+    started_s: float | None = None
+    finish_reason: str = ""
+    anchors_equal: bool = True
+    deleted_before: int = 0
+    """Objects of outer steps below this have been deleted."""
+    permits: dict[Hotkey, bool] = field(default_factory=dict)
+    """Registered hotkeys, and whether each may act as a validator."""
+    train: TrainRound = field(default_factory=TrainRound)
+    leases: LeaseBook = field(default_factory=LeaseBook)
+    losses: LossHistory = field(default_factory=LossHistory)
+    objects: ObjectBook = field(default_factory=ObjectBook)
+    notices: deque[str] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))
+    membership: Membership = field(init=False)
+    ledger: LedgerBook = field(init=False)
+    stages: list[StageProgress] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.membership = Membership(self.num_stages)
+        self.ledger = LedgerBook(self.num_stages)
+        self.ledger.open(0)
+        self.stages = [StageProgress(stage_index) for stage_index in range(self.num_stages)]
+
+
+class RunState:
+    """The memory, what the run's specification says, and what the event under way has caused."""
+
+    def __init__(self, spec: RunSpec, figures: tuple[StageFigures, ...], draw_seed: int) -> None:
+        self.spec = spec
+        self.figures = figures
+        self.memory = Memory(spec.num_stages, draw_seed, spec.outer_steps)
+        self.outbox: list[Effect] = []
+        self.feed_changed = False
+        self.rules_due = False
+
+    def digest(self) -> Digest:
+        """Changes with anything that is remembered."""
+        return state_digest((self.spec.digest, self.memory))
+
+    # --- what rules say ---
+
+    def changed(self) -> None:
+        """Something that the feed shows is different now."""
+        self.feed_changed = True
+        self.rules_due = True
+
+    def look_again(self) -> None:
+        """Something that a phase waits for may have come."""
+        self.rules_due = True
+
+    def notice(self, text: str) -> None:
+        """Tells people; shown in the run's status."""
+        self.memory.notices.append(text[:NOTICE_CHARS_MAX])
+
+    def watch(self, ref: ObjectRef) -> None:
+        """Has the store asked about an object."""
+        if self.memory.objects.watch(ref, self.memory.now_s):
+            self.outbox.append(CheckObject(ref))
+        else:
+            self.look_again()
+
+    def draw(self, purpose: str) -> int:
+        """A number in [0, 2^63) that depends on the purpose and that nobody outside can foresee."""
+        digest = blake3(f"{self.memory.draw_seed} {purpose}".encode()).digest(length=8)
+        return int.from_bytes(digest, "little") >> 1
+
+    # --- what every rule asks ---
+
+    @property
+    def is_finished(self) -> bool:
+        return all(isinstance(stage.activity, Ended) for stage in self.memory.stages)
+
+    @property
+    def oldest_kept_step(self) -> int:
+        """The oldest outer step whose trips and objects are still kept, seen from the stage that is furthest behind."""
+        newest = min(stage.outer_step for stage in self.memory.stages)
+        return max(0, newest - self.spec.keep_outer_steps)
+
+    def stage_of(self, member: Member) -> StageProgress:
+        return self.memory.stages[member.stage_index]
+
+    # --- members ---
+
+    def set_state(self, member: Member, state: MemberState) -> None:
+        """Moves a present member to another state."""
+        if member.state is not state:
+            member.state = state
+            self.changed()
+
+    def send_back(self, member: Member, reason: str) -> None:
+        """Makes a member fetch its anchor anew; what it had leased is leased again."""
+        if member.state is MemberState.ACTIVE:
+            self.notice(f"{member.hotkey} of stage {member.stage_index} is joining again: {reason}")
+        self.end_leases(member.hotkey, reason)
+        member.ready_outer_step = None
+        self.set_state(member, MemberState.JOINING)
+
+    def remove(self, member: Member, reason: str) -> None:
+        """A member is gone: peers no longer see it, its leases end."""
+        self.notice(f"{member.hotkey} of stage {member.stage_index} is gone: {reason}")
+        self.end_leases(member.hotkey, reason)
+        self.memory.membership.remove(member)
+        self.changed()
+
+    def end_leases(self, hotkey: Hotkey, reason: str) -> None:
+        leases = self.memory.leases
+        for trip in leases.live_trips_of(hotkey):
+            leases.end(trip, Outcome.CANCELLED, reason)
+        self.look_again()

@@ -1,0 +1,139 @@
+"""The train phase of the whole run: when it opens, what it shares out, when it ends.
+
+TRAIN(k) opens when every stage has entered it and has somebody to train; until then nothing is leased, because no
+microbatch could travel. It ends for all stages together: when every trip of its share has ended, or at its deadline.
+
+Invariants: who trains in an outer step held its anchor before it opened (or its stage had nobody left); the share is
+fixed at the opening; an open train phase has a deadline.
+"""
+
+from orion.common.ids import MemberState
+from orion.orchestrator.checkpoints import begin_finishing
+from orion.orchestrator.merging import begin_upload
+from orion.orchestrator.stages import StageProgress, Training
+from orion.orchestrator.state import RunState, TrainRound
+
+START_MEMBER_TIMES = 4.0
+"""After the first join the run waits this many times `time_limits.member_s` for all replicas, then one a stage is enough."""
+
+
+def advance_training(state: RunState) -> bool:
+    """Opens or ends the train phase if it is time; whether it was."""
+    if state.memory.train.is_open:
+        return _replace_the_lost(state) or _end_if_due(state)
+    return _open_if_due(state)
+
+
+# --- open -------------------------------------------------------------------------------------------------------------
+
+
+def _open_if_due(state: RunState) -> bool:
+    memory = state.memory
+    outer_step = memory.train.outer_step
+    if not all(_is_in_training(stage, outer_step) for stage in memory.stages):
+        return False
+    if _time_is_up(state):
+        memory.final_outer_step = outer_step
+        for stage in memory.stages:
+            begin_finishing(state, stage)
+        return True
+    if memory.started_s is not None:
+        for stage in memory.stages:
+            _activate(state, stage)
+    elif not _may_start(state):
+        return False
+    lacking = [
+        stage.stage_index for stage in memory.stages if not _num_trainers(state, stage, memory.started_s is None)
+    ]
+    if lacking:
+        if not memory.train.waiting_told:
+            memory.train.waiting_told = True
+            state.notice(f"outer step {outer_step} waits: nobody is ready in stages {lacking}")
+        return False
+    _open(state)
+    return True
+
+
+def _may_start(state: RunState) -> bool:
+    memory = state.memory
+    if memory.membership.first_join_s is None:
+        return False
+    ready = [memory.membership.count(stage_index, MemberState.READY) for stage_index in range(memory.num_stages)]
+    if min(ready) >= state.spec.replicas:
+        return True
+    waited_s = memory.now_s - memory.membership.first_join_s
+    return waited_s >= START_MEMBER_TIMES * state.spec.time_limits.member_s
+
+
+def _num_trainers(state: RunState, stage: StageProgress, at_start: bool) -> int:
+    wanted = MemberState.READY if at_start else MemberState.ACTIVE
+    return state.memory.membership.count(stage.stage_index, wanted)
+
+
+def _open(state: RunState) -> None:
+    memory = state.memory
+    train = memory.train
+    for stage in memory.stages:
+        _activate(state, stage)
+    if memory.started_s is None:
+        memory.started_s = memory.now_s
+    least = min(memory.membership.count(index, MemberState.ACTIVE) for index in range(memory.num_stages))
+    share = state.spec.inner_steps * state.spec.microbatches_per_step * least
+    memory.leases.open(train.outer_step, share)
+    train.is_open = True
+    train.deadline_s = memory.now_s + state.spec.time_limits.train_s
+    for stage in memory.stages:
+        stage.deadline_s = train.deadline_s
+    state.changed()
+
+
+def _activate(state: RunState, stage: StageProgress) -> None:
+    """Whoever holds the anchor of the outer step trains in it."""
+    for member in state.memory.membership.of_stage(stage.stage_index, MemberState.READY):
+        state.set_state(member, MemberState.ACTIVE)
+
+
+# --- while it is open -------------------------------------------------------------------------------------------------
+
+
+def _replace_the_lost(state: RunState) -> bool:
+    """A stage that has lost everybody who trained takes whoever is ready: nothing could travel otherwise."""
+    moved = False
+    for stage in state.memory.stages:
+        if not state.memory.membership.count(stage.stage_index, MemberState.ACTIVE) and state.memory.membership.count(
+            stage.stage_index, MemberState.READY
+        ):
+            state.notice(f"outer step {stage.outer_step}: newcomers take over stage {stage.stage_index}")
+            _activate(state, stage)
+            moved = True
+    return moved
+
+
+# --- end --------------------------------------------------------------------------------------------------------------
+
+
+def _end_if_due(state: RunState) -> bool:
+    memory = state.memory
+    train = memory.train
+    if not memory.leases.all_ended:
+        if memory.now_s < train.deadline_s:
+            return False
+        unfinished = len(memory.leases.live) + memory.leases.num_fresh + len(memory.leases.retries)
+        state.notice(f"outer step {train.outer_step}: training cut short with {unfinished} microbatches unfinished")
+    memory.leases.close()
+    if _time_is_up(state):
+        memory.final_outer_step = min(memory.final_outer_step, train.outer_step + 1)
+    memory.train = TrainRound(train.outer_step + 1)
+    memory.ledger.open(train.outer_step + 1)
+    for stage in memory.stages:
+        begin_upload(state, stage)
+    return True
+
+
+def _is_in_training(stage: StageProgress, outer_step: int) -> bool:
+    return isinstance(stage.activity, Training) and stage.outer_step == outer_step
+
+
+def _time_is_up(state: RunState) -> bool:
+    run_s, started_s = state.spec.time_limits.run_s, state.memory.started_s
+    return run_s is not None and started_s is not None and state.memory.now_s >= started_s + run_s

@@ -1,0 +1,154 @@
+"""What the orchestrator shows: the feed, the run's status, the ledger and the other answers to queries.
+
+Pure functions of the state; nothing here changes it.
+"""
+
+from dataclasses import dataclass
+
+from orion.common.ids import Hotkey
+from orion.common.protocol.messages import (
+    BATCH_MAX,
+    CommitmentQuery,
+    Commitments,
+    Feed,
+    Joined,
+    Ledger,
+    LedgerQuery,
+    Losses,
+    LossQuery,
+    Manifest,
+    ManifestQuery,
+    Manifests,
+    MinerStatus,
+    Peer,
+    RunStatus,
+    StageState,
+    VerdictRecord,
+)
+from orion.orchestrator.stages import StageProgress
+from orion.orchestrator.state import RunState
+
+_RECENT_LOSSES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FeedParts:
+    """What all callers' feeds of one version have in common; built once per version."""
+
+    version: int
+    stages: tuple[StageState, ...]
+    peers: tuple[Peer, ...]
+
+
+def feed_parts(state: RunState) -> FeedParts:
+    """The common parts of the feed as it is now."""
+    memory = state.memory
+    peers = (
+        Peer(hotkey=member.hotkey, url=member.url, stage_index=member.stage_index, state=member.state)
+        for stage_index in range(memory.num_stages)
+        for member in memory.membership.of_stage(stage_index)
+    )
+    return FeedParts(memory.version, tuple(map(_stage_state, memory.stages)), tuple(peers))
+
+
+def feed(state: RunState, parts: FeedParts, hotkey: Hotkey, now_s: float) -> Feed:
+    """The feed for one caller: a member sees its own stage's plan and newest manifest."""
+    member = state.memory.membership.get(hotkey)
+    stage = state.stage_of(member) if member is not None else None
+    return Feed(
+        version=parts.version,
+        now_s=now_s,
+        finished=state.is_finished,
+        assignment=Joined(stage_index=member.stage_index, state=member.state) if member is not None else None,
+        stages=parts.stages,
+        peers=parts.peers,
+        merge_plan=stage.plan if stage is not None else None,
+        manifest=stage.newest_manifest if stage is not None else None,
+    )
+
+
+def status(state: RunState, now_s: float) -> RunStatus:
+    """How the run is doing, for people."""
+    memory = state.memory
+    leases, losses = memory.leases, memory.losses
+    return RunStatus(
+        run_id=state.spec.run_id,
+        now_s=now_s,
+        started_s=memory.started_s,
+        finished=state.is_finished,
+        finish_reason=memory.finish_reason,
+        outer_step=min(stage.outer_step for stage in memory.stages),
+        outer_steps=state.spec.outer_steps,
+        stages=tuple(map(_stage_state, memory.stages)),
+        miners=tuple(
+            MinerStatus(
+                hotkey=member.hotkey,
+                stage_index=member.stage_index,
+                state=member.state,
+                url=member.url,
+                heartbeat=member.heartbeat,
+                last_seen_s=member.last_seen_s,
+                num_microbatches=member.num_credited,
+            )
+            for member in sorted(memory.membership.members.values(), key=lambda each: (each.stage_index, each.hotkey))
+        ),
+        microbatches_started=leases.num_started,
+        microbatches_applied=leases.num_applied,
+        microbatches_cancelled=leases.num_cancelled,
+        tokens=leases.num_applied * state.spec.tokens_per_microbatch,
+        anchors_equal=memory.anchors_equal,
+        num_checks=memory.ledger.num_checks,
+        num_verdicts_failed=memory.ledger.num_verdicts_failed,
+        recent_losses=losses.points(max(0, losses.total - _RECENT_LOSSES), _RECENT_LOSSES),
+        notices=tuple(memory.notices),
+    )
+
+
+def ledger(state: RunState, query: LedgerQuery) -> Ledger:
+    """Credited work and verdicts from an outer step on."""
+    book = state.memory.ledger
+    return Ledger(
+        outer_step=state.memory.train.outer_step,
+        work=tuple(book.work(query.from_outer_step, tuple(figures.microbatch_flops for figures in state.figures))),
+        verdicts=tuple(
+            VerdictRecord(validator=validator, verdict=verdict)
+            for outer_step, step in sorted(book.steps.items())
+            if outer_step >= query.from_outer_step
+            for (validator, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
+        ),
+    )
+
+
+def losses(state: RunState, query: LossQuery) -> Losses:
+    """Losses of applied microbatches from the one numbered `offset` on."""
+    history = state.memory.losses
+    return Losses(points=history.points(query.offset, BATCH_MAX), total=history.total)
+
+
+def manifests(state: RunState, query: ManifestQuery) -> Manifests:
+    """A stage's manifests from an outer step on; none when that one is not kept, or not there yet."""
+    if query.stage_index >= state.memory.num_stages:
+        return Manifests(manifests=())
+    kept = state.memory.stages[query.stage_index].manifests
+    found: list[Manifest] = []
+    while (outer_step := query.from_outer_step + len(found)) in kept and len(found) < BATCH_MAX:
+        found.append(kept[outer_step])
+    return Manifests(manifests=tuple(found))
+
+
+def commitments(state: RunState, query: CommitmentQuery) -> Commitments:
+    """What miners committed to in an outer step, in the order of their hotkeys."""
+    step = state.memory.ledger.steps.get(query.outer_step)
+    return Commitments(records=tuple(record for _, record in sorted(step.commitments.items())) if step else ())
+
+
+def _stage_state(stage: StageProgress) -> StageState:
+    task = stage.task
+    return StageState(
+        stage_index=stage.stage_index,
+        phase=stage.phase,
+        outer_step=stage.outer_step,
+        deadline_s=stage.deadline_s,
+        checkpoint=stage.newest_checkpoint,
+        checkpoint_by=task.hotkey if task is not None and task.upload is None else None,
+    )
