@@ -128,15 +128,16 @@ class RunSpec(Section):
 
     @classmethod
     def load(cls, path: Path, overrides: dict[str, Any] | None = None) -> "RunSpec":
-        """Reads a run file; `overrides` replaces top-level or dotted keys (`"time_limits.run_s"`).
+        """Reads a run file, TOML or JSON; `overrides` replaces top-level or dotted keys (`"time_limits.run_s"`).
 
         Raises ConfigError with one line per mistake.
         """
         try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError:
             raise ConfigError(f"no run file {path}; the ones that ship are in runs/") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
         for dotted, value in (overrides or {}).items():
             _set(tree, dotted.split("."), value)
@@ -150,6 +151,7 @@ class RunSpec(Section):
             base = ModelConfig.preset(preset).model_dump()
             boundary = {**base["boundary"], **model.pop("boundary", {})}
             tree = {**tree, "model": {**base, **model, "boundary": boundary}}
+        tree = _with_schedule(tree)
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
@@ -176,6 +178,16 @@ def _set(tree: dict[str, Any], path: list[str], value: object) -> None:
     for key in parents:
         tree = tree.setdefault(key, {})
     tree[leaf] = value
+
+
+def _with_schedule(tree: dict[str, Any]) -> dict[str, Any]:
+    """Lets the learning rate's schedule span the run, warm-up included, where the run does not say otherwise."""
+    outer_steps, inner_steps, inner = tree.get("outer_steps"), tree.get("inner_steps"), tree.get("inner", {})
+    if not isinstance(outer_steps, int) or not isinstance(inner_steps, int) or not isinstance(inner, dict):
+        return tree  # the model's own check says what is wrong
+    num_total_steps = outer_steps * inner_steps
+    spanning = {"num_total_steps": num_total_steps, "num_warmup_steps": min(10, num_total_steps // 4)}
+    return {**tree, "inner": {**inner, "schedule": {**spanning, **inner.get("schedule", {})}}}
 
 
 def _line(where: str, item: Any) -> str:

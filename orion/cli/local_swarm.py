@@ -1,0 +1,299 @@
+"""A whole swarm as processes on this machine: keys, ports, start, watch, stop. Trains nothing itself."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from orion.cli.processes import Child, ProcessGroup, log_tail
+from orion.common.clock import Clock
+from orion.common.config import RunSpec
+from orion.common.errors import ConfigError, OrionError, TransportError
+from orion.common.ids import Hotkey
+from orion.common.net.chain_server import HttpChain
+from orion.common.net.http import HttpClient
+from orion.common.net.rpc import RpcClient
+from orion.common.protocol import routes
+from orion.common.protocol.signing import Keypair, create_wallet, hotkey_of, load_hotkey
+
+START_TIMEOUT_S = 60.0
+"""What a server gets until it answers; importing the libraries on a loaded machine takes several seconds."""
+DISK_FREE_BYTES_MIN = 1_000_000_000
+VALIDATOR_STAKE = 1000.0
+HOST = "127.0.0.1"
+WALLET_HOTKEY = "default"
+RESTARTS_MAX = 3
+"""Times that an orchestrator which died is started again; its journal brings it back where it was."""
+
+
+class SwarmStartError(OrionError):
+    """A process of the swarm did not come up; the message says which and shows the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmPaths:
+    """Where one run keeps its things."""
+
+    run: Path
+    data: Path
+
+    @property
+    def wallets(self) -> Path:
+        return self.run / "wallets"
+
+    @property
+    def logs(self) -> Path:
+        return self.run / "logs"
+
+    @property
+    def state(self) -> Path:
+        return self.run / "state"
+
+    @property
+    def run_file(self) -> Path:
+        return self.run / "run.json"
+
+    def make(self) -> None:
+        """Raises ConfigError when the disk cannot take a run."""
+        try:
+            for folder in (self.wallets, self.logs, self.state):
+                folder.mkdir(parents=True, exist_ok=True)
+            free_bytes = shutil.disk_usage(self.run).free
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {self.run}: {error.strerror}; choose another folder with --folder"
+            ) from None
+        if free_bytes < DISK_FREE_BYTES_MIN:
+            raise ConfigError(
+                f"only {free_bytes / 1e6:,.0f} MB free under {self.run}; "
+                f"a run needs {DISK_FREE_BYTES_MIN / 1e6:,.0f} MB: free some or choose another disk with --folder"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalKeys:
+    """The identities of a local swarm."""
+
+    owner: Keypair
+    orchestrator: Keypair
+    validator: Keypair
+    miners: dict[str, Keypair]
+
+    def names(self) -> dict[Hotkey, str]:
+        """What people call each hotkey."""
+        named = {hotkey_of(key): name for name, key in self.miners.items()}
+        return named | {hotkey_of(self.validator): "validator", hotkey_of(self.orchestrator): "orchestrator"}
+
+
+def make_keys(folder: Path, num_miners: int) -> LocalKeys:
+    """Makes a wallet for every process; real keys, without passwords, good for this run alone."""
+
+    def key(name: str) -> Keypair:
+        create_wallet(folder, name, WALLET_HOTKEY)
+        return load_hotkey(folder, name, WALLET_HOTKEY)
+
+    miners = {name: key(name) for name in (f"miner-{index}" for index in range(num_miners))}
+    return LocalKeys(key("owner"), key("orchestrator"), key("validator"), miners)
+
+
+class LocalSwarm:
+    """The processes of one run. `stop` ends them all, whatever happened before."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        paths: SwarmPaths,
+        keys: LocalKeys,
+        *,
+        port: int,
+        device: str,
+        clock: Clock,
+        environment: dict[str, str],
+    ) -> None:
+        """`port` is the orchestrator's, 0 = any free one."""
+        self.spec = spec
+        self.keys = keys
+        chain_port, any_port, *miner_ports = free_ports(2 + len(keys.miners))
+        self.chain_url = f"http://{HOST}:{chain_port}"
+        self.url = f"http://{HOST}:{_check_port(port) if port else any_port}"
+        self._miner_ports = dict(zip(keys.miners, miner_ports, strict=True))
+        self._paths = paths
+        self._device = device
+        self._environment = environment
+        self._processes = ProcessGroup(paths.logs, clock)
+        self._clock = clock
+        self._restarts = 0
+
+    async def start(self) -> None:
+        """Chain, registrations, orchestrator, then miners and validator. Raises SwarmStartError."""
+        chain = self._start("chain", self._chain_stand_in_arguments())
+        await self._answers(chain, self.chain_url)
+        await self._register_everybody()
+        await self._answers(self._start_orchestrator(), self.url)
+        for name in self.keys.miners:
+            self._start(name, self._miner_arguments(name))
+        self._start("validator", self._validator_arguments())
+
+    async def chain_weights(self) -> dict[str, float]:
+        """The chain weight that the validator has last given each hotkey, by name; they sum to 1."""
+        names = self.keys.names()
+        async with RpcClient(self.keys.owner, None) as rpc:
+            chain = HttpChain(rpc, self.chain_url)
+            metagraph = await chain.metagraph()
+            weights = await chain.weights_of(hotkey_of(self.keys.validator))
+        by_uid = {neuron.uid: names.get(neuron.hotkey, neuron.hotkey) for neuron in metagraph.neurons}
+        return {by_uid[uid]: weight for uid, weight in sorted(weights.items())}
+
+    def notices(self) -> list[str]:
+        """What has happened to processes since the last call; an orchestrator that died is started again.
+
+        Raises SwarmStartError when it has died too often.
+        """
+        lines = []
+        for child in self._processes.newly_ended():
+            code = child.process.returncode
+            if code == 0:
+                continue
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            lines.append(f"{child.name} {how}; its log is {child.log_path}")
+            if child.name == "orchestrator":
+                if self._restarts >= RESTARTS_MAX:
+                    raise SwarmStartError(f"the orchestrator died {self._restarts + 1} times:\n{log_tail(child)}")
+                self._restarts += 1
+                self._start_orchestrator()
+                lines.append("the orchestrator was started again")
+        return lines
+
+    def num_miners_alive(self) -> int:
+        return sum(
+            child.name in self.keys.miners and child.process.poll() is None for child in self._processes.children
+        )
+
+    async def validator_ended(self, timeout_s: float) -> bool:
+        """Waits for the validator to set its last weights and end."""
+        (validator,) = (child for child in self._processes.children if child.name == "validator")
+        try:
+            await asyncio.to_thread(validator.process.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self._processes.stop()
+
+    # --- one process each
+
+    def _start(self, name: str, arguments: list[str]) -> Child:
+        return self._processes.start(name, arguments, self._environment)
+
+    def _start_orchestrator(self) -> Child:
+        paths = self._paths
+        return self._start(
+            "orchestrator",
+            [
+                "orchestrator",
+                str(paths.run_file),
+                *self._wallet("orchestrator"),
+                "--host",
+                HOST,
+                "--port",
+                _port(self.url),
+                "--state",
+                str(paths.state),
+                "--data",
+                str(paths.data),
+                "--chain",
+                self.chain_url,
+            ],
+        )
+
+    def _miner_arguments(self, name: str) -> list[str]:
+        return [
+            "miner",
+            "--orchestrator",
+            self.url,
+            *self._wallet(name),
+            "--host",
+            HOST,
+            "--port",
+            str(self._miner_ports[name]),
+            "--data",
+            str(self._paths.data),
+            "--device",
+            self._device,
+        ]
+
+    def _validator_arguments(self) -> list[str]:
+        return [
+            "validator",
+            "--orchestrator",
+            self.url,
+            *self._wallet("validator"),
+            "--data",
+            str(self._paths.data),
+            "--niceness",
+            "10",
+            "--chain",
+            self.chain_url,
+        ]
+
+    def _chain_stand_in_arguments(self) -> list[str]:
+        keys = self.keys
+        return [
+            "chain-stand-in",
+            "--host",
+            HOST,
+            "--port",
+            _port(self.chain_url),
+            "--owner",
+            hotkey_of(keys.owner),
+            "--stake",
+            f"{hotkey_of(keys.validator)}={VALIDATOR_STAKE}",
+        ]
+
+    def _wallet(self, name: str) -> list[str]:
+        return ["--wallet-path", str(self._paths.wallets), "--wallet", name, "--hotkey", WALLET_HOTKEY]
+
+    async def _register_everybody(self) -> None:
+        keys = self.keys
+        async with RpcClient(keys.owner, None) as rpc:
+            chain = HttpChain(rpc, self.chain_url)
+            for key in (keys.orchestrator, keys.validator, *keys.miners.values()):
+                await chain.register(hotkey_of(key))
+
+    async def _answers(self, child: Child, url: str) -> None:
+        deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S
+        async with HttpClient() as http:
+            while self._clock.monotonic_s() < deadline_s and child.process.poll() is None:
+                try:
+                    await http.read("GET", url + routes.HEALTH, timeout_s=2.0)
+                    return
+                except TransportError:
+                    await asyncio.sleep(0.1)
+        raise SwarmStartError(f"{child.name} did not come up; the end of {child.log_path}:\n{log_tail(child)}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that nobody listens on now."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+def _check_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ConfigError(f"port {port} is in use; choose another with --port, or leave it out") from None
+    return port
+
+
+def _port(url: str) -> str:
+    return url.rsplit(":", 1)[1]

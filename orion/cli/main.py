@@ -1,0 +1,118 @@
+"""The `orion` command: parses, and hands over to the module that does the work.
+
+Heavy libraries are imported after parsing, so that `--help` and mistakes answer at once. This package is the only place
+that reads the environment; every role gets a config object.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from orion.common.clock import SystemClock
+from orion.common.errors import OrionError
+
+app = typer.Typer(
+    name="orion",
+    help="Trains large language models over the open internet, one pipeline stage a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ResultT = TypeVar("ResultT")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
+StopWithStdin = Annotated[bool, typer.Option("--stop-with-stdin", hidden=True)]
+Host = Annotated[str, typer.Option(help="Address to listen on.", envvar="ORION_HOST")]
+WalletPath = Annotated[Path, typer.Option(help="Folder of the Bittensor wallets.", envvar="BT_WALLET_PATH")]
+Wallet = Annotated[str, typer.Option(help="Wallet name.", envvar="BT_WALLET")]
+HotkeyName = Annotated[
+    str, typer.Option("--hotkey", help="Name of the hotkey in the wallet.", envvar="BT_WALLET_HOTKEY")
+]
+ChainUrl = Annotated[str, typer.Option("--chain", help="URL of the chain.", envvar="ORION_CHAIN")]
+OrchestratorUrl = Annotated[
+    str, typer.Option("--orchestrator", help="URL of the orchestrator.", envvar="ORION_ORCHESTRATOR")
+]
+
+DEFAULT_FOLDER = Path(".orion")
+DEFAULT_WALLETS = Path("~/.bittensor/wallets")
+
+
+def main() -> None:
+    """Entry point: every expected error becomes one line on standard error and exit code 1."""
+    try:
+        app()
+    except OrionError as error:
+        print(f"orion: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def up(
+    run_file: Annotated[Path, typer.Argument(help="The run, a TOML file.")] = Path("runs/local.toml"),
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages.", min=1)] = None,
+    replicas: Annotated[int | None, typer.Option(help="Miners per stage.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Outer steps.", min=1)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End after the outer step during which this passes.", min=0.05)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model preset instead of the run's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto = cuda where there is one.")] = "auto",
+    port: Annotated[int, typer.Option(help="Port of the orchestrator; 0 = any free one.", min=0, max=65535)] = 0,
+    folder: Annotated[Path, typer.Option(help="Where data and runs are kept.", envvar="ORION_FOLDER")] = DEFAULT_FOLDER,
+    compare: Annotated[bool, typer.Option("--compare", help="Train the same model in one process afterwards.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving after training, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains a model through a whole swarm on this machine, and checks the result."""
+    from rich.console import Console
+
+    from orion.cli.summary import print_summary
+    from orion.cli.up import UpOptions, tokenizer_for
+    from orion.cli.up import up as run_swarm
+
+    wanted = {
+        "num_stages": stages,
+        "replicas": replicas,
+        "outer_steps": steps,
+        "time_limits.run_s": None if minutes is None else minutes * 60,
+        "model": None if model is None else {"preset": model},
+        "data.tokenizer": None if model is None else tokenizer_for(run_file, model),
+    }
+    overrides = {key: value for key, value in wanted.items() if value is not None}
+    console = Console(stderr=as_json)
+    options = UpOptions(run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep)
+    outcome, found = _run(run_swarm(options, console, SystemClock(), dict(os.environ)))
+    print_summary(console, outcome, found)
+    if as_json:
+        print(outcome.model_dump_json())
+    if found:
+        raise typer.Exit(1)
+
+
+def _run(work: Coroutine[Any, Any, ResultT], *, stop_with_stdin: bool = False) -> ResultT:
+    """Runs a coroutine to its end. SIGTERM and Ctrl-C cancel it, so that it can tidy up; the exit code is then 130."""
+    from orion.cli.processes import stop_when_stdin_closes
+
+    async def until_told_to_stop() -> ResultT:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        if stop_with_stdin:
+            stop_when_stdin_closes()
+        return await work
+
+    try:
+        return asyncio.run(until_told_to_stop())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    main()

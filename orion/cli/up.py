@@ -1,0 +1,248 @@
+"""`orion up`: a whole swarm on this machine, from nothing to a trained model that has checked itself."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from orion.cli.live_view import SwarmView
+from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_keys
+from orion.cli.loss_plot import save_loss_plot
+from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
+from orion.cli.outcome import SwarmOutcome, loss_ends, problems
+from orion.cli.progress import ProgressTracker
+from orion.cli.single_process import train_single_process
+from orion.common.clock import Clock
+from orion.common.config import RunSpec
+from orion.common.errors import ConfigError, TransportError
+from orion.common.model.config import ModelConfig
+from orion.common.net.http import HttpClient
+from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.net.rpc import RpcClient
+from orion.common.protocol.messages import Ledger, LossPoint, RunStatus
+from orion.common.protocol.signing import hotkey_of
+from orion.common.train.data import DatasetIndex, TokenDataset, prepare
+from orion.validator.scoring import scores
+
+POLL_S = 0.5
+VALIDATOR_GRACE_S = 60.0
+"""What the validator gets after the run's end for its last check and its last weights."""
+UNREACHABLE_S_MAX = 60.0
+"""Silence of the orchestrator after which the run is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command line says."""
+
+    run_file: Path
+    overrides: dict[str, Any]
+    folder: Path
+    port: int
+    device: str
+    compare: bool
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What the orchestrator and the chain say at the end."""
+
+    status: RunStatus
+    losses: tuple[LossPoint, ...]
+    ledger: Ledger
+    chain_weights: dict[str, float]
+
+
+async def up(
+    options: UpOptions, console: Console, clock: Clock, environment: dict[str, str]
+) -> tuple[SwarmOutcome, list[str]]:
+    """Runs the swarm to its end; returns the outcome and every reason for which it is not good.
+
+    Raises ConfigError before anything is started, SwarmStartError when a process does not come up.
+    """
+    spec = RunSpec.load(options.run_file, options.overrides)
+    paths = _paths(options, spec, clock)
+    paths.make()
+    console.print("preparing the data …", highlight=False)
+    index = await asyncio.to_thread(prepare, spec.data, paths.data)
+    spec = resolve(spec, index)
+    await asyncio.to_thread(paths.run_file.write_text, json.dumps(spec.model_dump(mode="json"), indent=1))
+    keys = await asyncio.to_thread(make_keys, paths.wallets, spec.num_stages * spec.replicas)
+    swarm = LocalSwarm(
+        spec, paths, keys, port=options.port, device=options.device, clock=clock, environment=environment
+    )
+    try:
+        console.print(f"starting {len(keys.miners) + 3} processes; logs in {paths.logs}", highlight=False)
+        await swarm.start()
+        finished, seconds = await _watch(swarm, spec, console, clock)
+        outcome, dataset = await _conclude(swarm, spec, paths, finished, seconds)
+        if options.keep:
+            console.print(f"still serving at {swarm.url} (Ctrl-C ends it)", highlight=False)
+            await asyncio.Event().wait()
+    finally:
+        await asyncio.to_thread(swarm.stop)
+    if options.compare:
+        outcome = await asyncio.to_thread(
+            _compared, outcome, finished, spec=spec, dataset=dataset, console=console, clock=clock
+        )
+    _draw(spec, finished, outcome)
+    return outcome, problems(outcome, finished.status)
+
+
+def resolve(spec: RunSpec, index: DatasetIndex) -> RunSpec:
+    """The run with its data pinned. Raises ConfigError when the model cannot take the tokenizer's tokens."""
+    if index.tokenizer.vocab_size > spec.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {index.tokenizer.vocab_size} tokens, model.vocab_size is {spec.model.vocab_size}; "
+            "choose a smaller tokenizer or a larger vocabulary"
+        )
+    return RunSpec.parse({**spec.model_dump(mode="json"), "data_digest": index.digest}, "resolved run")
+
+
+def tokenizer_for(run_file: Path, preset: str) -> str | None:
+    """The tokenizer to train when a run's model is replaced by a preset; None when the run has a ready-made one."""
+    tokenizer = RunSpec.load(run_file).data.tokenizer
+    return f"bpe:{ModelConfig.preset(preset).vocab_size}" if tokenizer.startswith("bpe:") else None
+
+
+def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:
+    stamp = datetime.fromtimestamp(clock.now_s(), UTC).strftime("%Y%m%d-%H%M%S")
+    folder = options.folder.absolute()
+    return SwarmPaths(run=folder / "runs" / f"{spec.run_id}-{stamp}", data=folder / "data" / spec.data.folder_name())
+
+
+def run_microbatches(spec: RunSpec) -> int:
+    """Microbatches of the whole run when every stage keeps all its replicas."""
+    return spec.outer_steps * spec.inner_steps * spec.microbatches_per_step * spec.replicas
+
+
+async def _watch(swarm: LocalSwarm, spec: RunSpec, console: Console, clock: Clock) -> tuple[FinishedRun, float]:
+    """Shows the run until it has ended; returns what it ended with, and its seconds from the first lease on."""
+    tracker = ProgressTracker(run_microbatches(spec))
+    reached_s = clock.monotonic_s()
+    async with HttpClient() as http:
+        with SwarmView(console, swarm.keys.names()) as view:
+            while True:
+                for line in swarm.notices():
+                    view.say(line)
+                try:
+                    status = await OrchestratorClient.status(http, swarm.url)
+                except TransportError as error:
+                    if clock.monotonic_s() - reached_s > UNREACHABLE_S_MAX:
+                        raise SwarmStartError(
+                            f"the orchestrator has not answered for {UNREACHABLE_S_MAX:.0f} s: {error}"
+                        ) from None
+                else:
+                    reached_s = clock.monotonic_s()
+                    view.show(status, tracker.update(status))
+                    if status.finished:
+                        break
+                if swarm.num_miners_alive() == 0:
+                    raise SwarmStartError("every miner has died; their logs say why")
+                await asyncio.sleep(POLL_S)
+            seconds = status.now_s - (status.started_s or status.now_s)
+            view.say("training is over; waiting for the validator's last weights")
+            await swarm.validator_ended(VALIDATOR_GRACE_S)
+        return await _ask(swarm, http), seconds
+
+
+async def _ask(swarm: LocalSwarm, http: HttpClient) -> FinishedRun:
+    status = await OrchestratorClient.status(http, swarm.url)
+    losses: list[LossPoint] = []
+    while True:
+        batch = await OrchestratorClient.losses(http, swarm.url, len(losses))
+        losses.extend(batch.points)
+        if len(losses) >= batch.total or not batch.points:
+            break
+    async with RpcClient(swarm.keys.owner, swarm.spec.digest) as rpc:
+        client = OrchestratorClient(rpc, swarm.url, hotkey_of(swarm.keys.orchestrator))
+        ledger = await client.ledger(0)
+    weights = await swarm.chain_weights()
+    return FinishedRun(status, tuple(losses), ledger, weights)
+
+
+async def _conclude(
+    swarm: LocalSwarm, spec: RunSpec, paths: SwarmPaths, finished: FinishedRun, seconds: float
+) -> tuple[SwarmOutcome, TokenDataset]:
+    """Fetches the merged model, measures it, and puts everything together."""
+    model = await fetch_merged_model(spec, swarm.keys.owner, swarm.url, hotkey_of(swarm.keys.orchestrator))
+    dataset = await asyncio.to_thread(TokenDataset.open, paths.data, spec.data_digest)
+    evaluation = await asyncio.to_thread(evaluate, spec, model, dataset)
+    checkpoint = paths.run / "checkpoint"
+    await asyncio.to_thread(save_merged_model, checkpoint, spec, model, dataset)
+    status, names = finished.status, swarm.keys.names()
+    ends = loss_ends([point.loss for point in finished.losses])
+    outcome = SwarmOutcome(
+        run_id=spec.run_id,
+        tokens=status.tokens,
+        tokens_per_s=status.tokens / seconds if seconds else 0.0,
+        tokens_per_s_single_process=None,
+        loss_first=ends.first,
+        loss_last=ends.last,
+        heldout_loss=evaluation.heldout_loss,
+        heldout_loss_untrained=evaluation.heldout_loss_untrained,
+        heldout_loss_single_process=None,
+        outer_steps=status.outer_step,
+        anchors_equal=status.anchors_equal,
+        microbatches_started=status.microbatches_started,
+        microbatches_applied=status.microbatches_applied,
+        microbatches_cancelled=status.microbatches_cancelled,
+        checks=status.num_checks,
+        verdicts_failed=status.num_verdicts_failed,
+        scores={names.get(hotkey, hotkey): score for hotkey, score in scores(finished.ledger, spec).items()},
+        chain_weights=finished.chain_weights,
+        checkpoint=str(checkpoint),
+        plot=str(paths.run / "loss.png"),
+        seconds=seconds,
+        notices=list(status.notices),
+        sample=evaluation.sample,
+    )
+    return outcome, dataset
+
+
+def _compared(
+    outcome: SwarmOutcome,
+    finished: FinishedRun,
+    *,
+    spec: RunSpec,
+    dataset: TokenDataset,
+    console: Console,
+    clock: Clock,
+) -> SwarmOutcome:
+    """The outcome beside plain training on the same tokens, with as many optimizer steps as a miner took."""
+    num_steps = finished.status.outer_step * spec.inner_steps
+    microbatches_per_step = max(1, round(finished.status.microbatches_applied / num_steps))
+    console.print("training the same model on the same tokens in one process …", highlight=False)
+    single = train_single_process(
+        spec,
+        dataset,
+        microbatches_per_step=microbatches_per_step,
+        num_steps=num_steps,
+        clock=clock,
+        threads=torch.get_num_threads(),
+    )
+    return outcome.model_copy(
+        update={
+            "tokens_per_s_single_process": single.tokens_per_s,
+            "heldout_loss_single_process": heldout_loss(single.model, dataset),
+        }
+    )
+
+
+def _draw(spec: RunSpec, finished: FinishedRun, outcome: SwarmOutcome) -> None:
+    levels = {"held-out, merged model": outcome.heldout_loss}
+    if outcome.heldout_loss_single_process is not None:
+        levels["held-out, one process"] = outcome.heldout_loss_single_process
+    save_loss_plot(
+        Path(outcome.plot),
+        finished.losses,
+        tokens_per_microbatch=spec.tokens_per_microbatch,
+        title=f"{spec.run_id}: {spec.num_stages} stages × {spec.replicas} replicas, {outcome.tokens:,} tokens",
+        levels=levels,
+    )
