@@ -50,9 +50,10 @@ def as_u16(weights: Mapping[int, float]) -> dict[int, int]:
 def _normalised(earned: Mapping[int, float]) -> dict[int, float]:
     if not earned:
         return {}
-    # By the largest first: a sum of huge scores could overflow.
+    # Relative to the largest, because a sum of huge scores could overflow. What the chain would round to nothing beside
+    # it goes first, or a cap on the large ones would make much of it.
     largest = max(earned.values())
-    scaled = {uid: score / largest for uid, score in earned.items()}
+    scaled = {uid: score / largest for uid, score in earned.items() if score / largest >= 1 / U16_MAX}
     total = math.fsum(scaled.values())
     return {uid: share / total for uid, share in scaled.items()}
 

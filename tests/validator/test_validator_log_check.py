@@ -1,0 +1,121 @@
+"""What is wrong with a log by itself."""
+
+import pytest
+from validator_world import WorkingMiner, make_spec, trained
+
+from orion.common.ids import Direction
+from orion.common.protocol.log import log_root
+from orion.common.protocol.messages import Commitment, CommittedLog, LogEntry, Operation
+from orion.validator.log_check import Position, evidence_needs, log_fault
+
+SPEC = make_spec(flow={"staleness_max": 1})
+
+
+@pytest.fixture(scope="module")
+def honest() -> list[WorkingMiner]:
+    return trained(SPEC)
+
+
+def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int, num_credited: int = 0) -> str | None:
+    commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=num_applied, root=log_root(entries))
+    log = CommittedLog(outer_step=0, entries=tuple(entries))
+    return log_fault(commitment, log, Position(stage_index, 3), num_credited, SPEC)
+
+
+def test_honest_logs_have_no_fault(honest: list[WorkingMiner]) -> None:
+    for miner in honest:
+        assert fault_of(miner.entries, miner.stage_index, 7, num_credited=7) is None
+
+
+def test_claims_and_credit_must_be_in_the_log(honest: list[WorkingMiner]) -> None:
+    assert "claims 8" in str(fault_of(honest[1].entries, 1, 8))
+    assert "credited with 8" in str(fault_of(honest[1].entries, 1, 7, num_credited=8))
+
+
+def test_the_log_must_be_the_committed_one(honest: list[WorkingMiner]) -> None:
+    entries = tuple(honest[1].entries)
+    commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=7, root=log_root(entries[:-1]))
+    log = CommittedLog(outer_step=0, entries=entries)
+    assert "commitment" in str(log_fault(commitment, log, Position(1, 3), 0, SPEC))
+    other = log.model_copy(update={"outer_step": 1})
+    assert "outer step 1" in str(log_fault(commitment, other, Position(1, 3), 0, SPEC))
+
+
+def first(entries: list[LogEntry], operation: Operation) -> int:
+    return next(index for index, entry in enumerate(entries) if entry.operation is operation)
+
+
+@pytest.mark.parametrize(
+    ("operation", "change", "fault"),
+    [
+        (Operation.FORWARD, {"input_digest": None}, "digests"),
+        (Operation.FORWARD, {"output_digest": None}, "digests"),
+        (Operation.FORWARD, {"data_id": None}, "names no microbatch"),
+        (Operation.FORWARD, {"microbatch_id": None}, "names no microbatch"),
+        (Operation.FORWARD, {"inner_step": 1}, "inner steps were done"),
+        (Operation.FORWARD, {"microbatch_id": 1}, "went forward twice"),
+        (Operation.BACKWARD, {"microbatch_id": 99}, "without being held"),
+        (Operation.BACKWARD, {"data_id": 99}, "changed its data"),
+        (Operation.INNER_STEP, {"num_microbatches": 1}, "averages 1"),
+        (Operation.INNER_STEP, {"num_microbatches": 3}, "averages 3"),
+        (Operation.INNER_STEP, {"num_microbatches": 0}, "averages 0"),
+    ],
+)
+def test_impossible_entries(
+    honest: list[WorkingMiner], operation: Operation, change: dict[str, object], fault: str
+) -> None:
+    entries = list(honest[1].entries)
+    index = first(entries, operation)
+    entries[index] = entries[index].model_copy(update=change)
+    assert fault in str(fault_of(entries, 1, 7))
+
+
+def test_impossible_orders(honest: list[WorkingMiner]) -> None:
+    entries = list(honest[1].entries)
+    backward = entries[first(entries, Operation.BACKWARD)]
+    assert "without being held" in str(fault_of([backward, *entries], 1, 8))
+    step = first(entries, Operation.INNER_STEP)
+    again = entries[step].model_copy(update={"inner_step": 1})
+    assert "averages" in str(fault_of([*entries[: step + 1], again], 1, 2))
+    assert "inner steps were done" in str(fault_of([*entries[:step], *entries[step + 1 :]], 1, 7))
+    last = honest[2].entries
+    assert "digests" in str(fault_of([last[0].model_copy(update={"output_digest": None})], 2, 1))
+    assert "without being held" in str(
+        fault_of([last[0], last[0].model_copy(update={"operation": Operation.BACKWARD})], 2, 1)
+    )
+
+
+def test_only_the_last_inner_step_may_be_short(honest: list[WorkingMiner]) -> None:
+    entries = list(honest[2].entries)  # forward, forward, step, …
+    short = entries[2].model_copy(update={"num_microbatches": 1})
+    one_step_on = entries[1].model_copy(update={"inner_step": 1})
+    assert fault_of([entries[0], short], 2, 1) is None
+    assert "not the last" in str(fault_of([entries[0], short, one_step_on], 2, 2))
+
+
+def test_stale_gradients_are_a_fault(honest: list[WorkingMiner]) -> None:
+    forward = honest[1].entries[0]
+    others = list(honest[1].entries[1:])
+    backward = others.pop(first(others, Operation.BACKWARD))
+    log: list[LogEntry] = [forward]
+    for step in range(2):
+        for number in (1, 2):
+            fresh = {"microbatch_id": 10 * step + 10 + number, "inner_step": step}
+            log += [forward.model_copy(update=fresh), backward.model_copy(update=fresh)]
+        done = {"inner_step": step, "num_microbatches": 2}
+        log.append(honest[1].entries[first(honest[1].entries, Operation.INNER_STEP)].model_copy(update=done))
+    assert fault_of(log, 1, 4) is None
+    log.append(backward.model_copy(update={"inner_step": 2}))
+    assert "stale by 2" in str(fault_of(log, 1, 5))
+
+
+def test_evidence_needs_name_every_body_and_its_layout(honest: list[WorkingMiner]) -> None:
+    for miner in honest:
+        needs = evidence_needs(miner.entries, 0, Position(miner.stage_index, 3))
+        assert {(need.request.microbatch_id, need.request.operation, need.request.side) for need in needs} == set(
+            miner.bodies
+        )
+        for need in needs:
+            request = need.request
+            body = miner.bodies[request.microbatch_id, request.operation, request.side]
+            assert need.direction is (Direction.ACTIVATION if "z" in body else Direction.GRADIENT)

@@ -1,0 +1,72 @@
+"""Draws: everybody is reached, newcomers soon, nobody is safe."""
+
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from validator_world import hotkey
+
+from orion.common.ids import Hotkey
+from orion.validator.sampling import draw_miners, draw_num_operations
+
+MINERS = [hotkey(number // 4, number % 4) for number in range(12)]
+
+
+def run(num_outer_steps: int, num_checks: int, seed: int, joins: dict[Hotkey, int]) -> dict[Hotkey, list[int]]:
+    """Outer steps in which each miner was checked."""
+    rng = random.Random(seed)
+    last_checked: dict[Hotkey, int] = {}
+    checked: dict[Hotkey, list[int]] = {miner: [] for miner in MINERS}
+    for outer_step in range(num_outer_steps):
+        there = {miner for miner in MINERS if joins.get(miner, 0) <= outer_step}
+        for miner in draw_miners(there, last_checked, outer_step, num_checks, rng):
+            last_checked[miner] = outer_step
+            checked[miner].append(outer_step)
+    return checked
+
+
+@given(st.sets(st.sampled_from(MINERS)), st.integers(0, 20), st.integers(0, 30), st.randoms())
+def test_draws_are_different_miners_of_those_there(
+    there: set[Hotkey], num_checks: int, outer_step: int, rng: random.Random
+) -> None:
+    drawn = draw_miners(there, {MINERS[0]: 3}, outer_step, num_checks, rng)
+    assert len(set(drawn)) == len(drawn) == min(num_checks, len(there))
+    assert set(drawn) <= there
+
+
+def test_the_draw_depends_on_the_generator_and_not_on_the_set() -> None:
+    forward, backward = set(MINERS), set(reversed(MINERS))
+    assert draw_miners(forward, {}, 0, 5, random.Random(1)) == draw_miners(backward, {}, 0, 5, random.Random(1))
+    assert len({draw_miners(forward, {}, 0, 1, random.Random(seed)) for seed in range(60)}) > 8
+
+
+def test_everybody_is_reached_again_and_again() -> None:
+    for seed in range(20):
+        for steps in run(200, 1, seed, {}).values():
+            gaps = [later - earlier for earlier, later in zip([-1, *steps], [*steps, 200], strict=True)]
+            assert max(gaps) <= 80
+
+
+def test_a_newcomer_is_checked_early() -> None:
+    newcomer = MINERS[5]
+    waits = [run(160, 1, seed, {newcomer: 100})[newcomer][0] - 100 for seed in range(40)]
+    assert sum(waits) / len(waits) < 5
+    assert max(waits) <= 30
+
+
+def test_having_just_been_checked_is_no_licence() -> None:
+    checked = [steps for seed in range(30) for steps in run(60, 1, seed, {}).values()]
+    soon = [later - earlier for steps in checked for earlier, later in itertools.pairwise(steps)]
+    assert any(gap == 1 for gap in soon)
+    assert sum(gap <= 6 for gap in soon) > len(soon) / 20
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.randoms())
+def test_prefixes_are_within_the_log_and_the_bound(num_entries: int, most: int, rng: random.Random) -> None:
+    assert 1 <= draw_num_operations(num_entries, most, rng) <= min(num_entries, most)
+
+
+def test_every_length_of_prefix_is_drawn() -> None:
+    rng = random.Random(0)
+    assert {draw_num_operations(100, 16, rng) for _ in range(400)} == set(range(1, 17))
