@@ -5,10 +5,12 @@ that reads the environment; every role gets a config object.
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -94,6 +96,38 @@ def up(
         print(outcome.model_dump_json())
     if found:
         raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint or a Hugging Face Llama folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 100,
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws above temperature 0.", min=0)] = 0,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json instead of the folder's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Samples text from a trained model."""
+    from orion.cli.text_commands import generate_text
+
+    generated = generate_text(
+        checkpoint, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, tokenizer=tokenizer
+    )
+    print(json.dumps(asdict(generated)) if as_json else prompt + generated.text)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """Writes a checkpoint for others: Hugging Face's layout where the model allows it, else Orion's documented one."""
+    from orion.cli.text_commands import export_checkpoint
+
+    layout = export_checkpoint(checkpoint, out)
+    print(json.dumps({"folder": str(out), "layout": layout}) if as_json else f"{out}: {layout} layout")
 
 
 def _run(work: Coroutine[Any, Any, ResultT], *, stop_with_stdin: bool = False) -> ResultT:

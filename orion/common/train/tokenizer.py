@@ -49,6 +49,10 @@ class Tokenizer:
         """Token ids of `text`, with nothing added before or after."""
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to go on from, begun as the tokenizer's own rules say (Llama's with its first token)."""
+        return list(self._inner.encode(text, add_special_tokens=True).ids)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
