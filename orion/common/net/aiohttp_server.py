@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
@@ -76,6 +76,19 @@ async def signed_transfer(request: web.Request) -> tuple[Hotkey, Transfer]:
     return sender, parse_request(Transfer, described)
 
 
+@asynccontextmanager
+async def arrival(timeout_s: float) -> AsyncIterator[None]:
+    """Around the reading of a body: bounds its time, and makes a sender's breaking off a refusal. (Nobody will read
+    that one, but the handler ends as after any other.)"""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise refused(RefusalCode.MALFORMED, f"the body did not arrive within {timeout_s:g} s") from error
+    except (ConnectionError, ClientPayloadError) as error:
+        raise refused(RefusalCode.MALFORMED, "the body broke off") from error
+
+
 def json_answer(message: Message, status: int = 200) -> web.Response:
     """A message as an answer."""
     return web.Response(body=message.model_dump_json().encode(), status=status, content_type="application/json")
@@ -90,14 +103,11 @@ async def _read(request: web.Request, size_bytes_max: int) -> bytes:
     check_request_size(request.content_length or 0, size_bytes_max)
     parts: list[bytes] = []
     size_bytes = 0
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            async for part in request.content.iter_any():
-                size_bytes += len(part)
-                check_request_size(size_bytes, size_bytes_max)
-                parts.append(part)
-    except TimeoutError as error:
-        raise refused(RefusalCode.MALFORMED, f"the body did not arrive within {READ_TIMEOUT_S:g} s") from error
+    async with arrival(READ_TIMEOUT_S):
+        async for part in request.content.iter_any():
+            size_bytes += len(part)
+            check_request_size(size_bytes, size_bytes_max)
+            parts.append(part)
     return b"".join(parts)
 
 

@@ -158,10 +158,11 @@ async def _error_of(response: aiohttp.ClientResponse, method: str, url: str) -> 
 
 
 def _payload(data: "bytes | Body | None") -> bytes | AsyncIterator[bytes | memoryview] | None:
-    return data if data is None or isinstance(data, bytes) else _chunks(data)
+    return data if data is None or isinstance(data, bytes) else body_chunks(data)
 
 
-async def _chunks(body: "Body") -> AsyncIterator[bytes | memoryview]:
+async def body_chunks(body: "Body") -> AsyncIterator[bytes | memoryview]:
+    """A body in pieces that suit a socket."""
     for chunk in body.chunks():
         yield chunk
 

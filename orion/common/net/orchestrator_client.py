@@ -8,6 +8,7 @@ import asyncio
 import os
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from blake3 import blake3
 
@@ -163,7 +164,7 @@ class OrchestratorClient:
 
         The file appears under its name only when it is whole; an existing one is replaced. Also raises OSError.
         """
-        target, headers = self.rpc.signed_get(self.orchestrator, f"{routes.DATA}/{name}")
+        target, headers = self.rpc.signed_head("GET", self.orchestrator, f"{routes.DATA}/{quote(name)}", {})
         partial = destination.with_name(destination.name + ".partial")
         file = await asyncio.to_thread(partial.open, "wb")
         try:

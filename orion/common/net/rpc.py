@@ -73,8 +73,7 @@ class RpcClient:
         timeout_s: float,
     ) -> MessageT:
         """GETs a route with further query fields; signed, answered and failing as `call`."""
-        target = self._target(route, query)
-        headers = self._sign("GET", target, b"", receiver)
+        target, headers = self.signed_head("GET", receiver, route, query)
         async with self.http.open("GET", base_url + target, headers=headers, timeout_s=timeout_s) as answer:
             return parse_answer(answer_type, await read_bounded(answer, MESSAGE_BYTES_MAX), route)
 
@@ -82,8 +81,8 @@ class RpcClient:
         self, base_url: str, receiver: Hotkey, route: str, transfer: Transfer, body: "Body", *, timeout_s: float
     ) -> Accepted:
         """Sends a tensor body that `transfer` describes (digest and size must be the body's). Raises as `call`."""
-        target = self._target(route, {"transfer": transfer.model_dump_json(exclude_defaults=True)})
-        headers = self._sign("POST", target, b"", receiver)
+        query = {"transfer": transfer.model_dump_json(exclude_defaults=True)}
+        target, headers = self.signed_head("POST", receiver, route, query)
         async with self.http.open("POST", base_url + target, headers=headers, data=body, timeout_s=timeout_s) as answer:
             return parse_answer(Accepted, await read_bounded(answer, MESSAGE_BYTES_MAX), route)
 
@@ -98,10 +97,12 @@ class RpcClient:
         async with self.http.open("POST", base_url + target, headers=headers, data=body, timeout_s=timeout_s) as answer:
             return await read_bounded(answer, size_bytes_max)
 
-    def signed_get(self, receiver: Hotkey, route: str) -> tuple[str, dict[str, str]]:
-        """Target (path and query) and headers of a GET that `http.open` is to send."""
-        target = self._target(route, {})
-        return target, self._sign("GET", target, b"", receiver)
+    def signed_head(
+        self, method: str, receiver: Hotkey, route: str, query: Mapping[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        """Target (path and query) and headers of a request whose body is not signed, for `http.open` to send."""
+        target = self._target(route, query)
+        return target, self._sign(method, target, b"", receiver)
 
     def _target(self, route: str, query: Mapping[str, str]) -> str:
         fields = {"protocol": str(PROTOCOL_VERSION), **query}

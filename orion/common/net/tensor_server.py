@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from aiohttp import web
 from torch import Tensor
 
-from orion.common.net.http import receive_exact
+from orion.common.net.aiohttp_server import arrival
+from orion.common.net.http import body_chunks, receive_exact
 from orion.common.protocol.codec import Body, TensorSpec, body_size, check_finite, decode
 from orion.common.protocol.messages import RefusalCode, Transfer
 from orion.common.protocol.refusals import refused
@@ -28,11 +29,8 @@ async def receive_tensors(
         announced = max(transfer.size_bytes, request.content_length or 0)
         code = RefusalCode.TOO_LARGE if announced > size_bytes else RefusalCode.BAD_TENSOR
         raise refused(code, f"{announced} bytes are announced, the tensors of this run take {size_bytes}")
-    try:
-        async with asyncio.timeout(timeout_s):
-            buffer = await receive_exact(request.content, size_bytes, transfer.digest)
-    except TimeoutError as error:
-        raise refused(RefusalCode.MALFORMED, f"the body did not arrive within {timeout_s:g} s") from error
+    async with arrival(timeout_s):
+        buffer = await receive_exact(request.content, size_bytes, transfer.digest)
     tensors = decode(buffer, expected, size_bytes)
     if size_bytes > _CHECK_INLINE_BYTES_MAX:
         await asyncio.to_thread(check_finite, tensors)
@@ -41,12 +39,10 @@ async def receive_tensors(
     return tensors
 
 
-async def tensor_answer(request: web.Request, body: Body) -> web.StreamResponse:
-    """Sends a tensor body as the answer."""
-    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-    response.content_length = body.size_bytes
-    await response.prepare(request)
-    for chunk in body.chunks():
-        await response.write(chunk)
-    await response.write_eof()
-    return response
+def tensor_answer(body: Body) -> web.Response:
+    """A tensor body as an answer."""
+    # As a payload, not written by the handler: a receiver that breaks off is then the framework's to notice.
+    return web.Response(
+        body=body_chunks(body),
+        headers={"Content-Type": "application/octet-stream", "Content-Length": str(body.size_bytes)},
+    )
