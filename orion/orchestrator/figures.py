@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from orion.common.config import RunSpec
 from orion.common.model.config import ModelConfig
+from orion.common.model.flops import forward_flops_per_token
 from orion.common.model.params import stage_num_params
 from orion.common.model.splits import SplitRule, stage_layouts
 
@@ -20,6 +21,8 @@ _CHECKPOINT_BYTES_PER_PARAM = 8
 _BODY_SLACK_BYTES = 64 * 1024
 """Header of a tensor body and rounding of a codec."""
 _REDUCERS_PER_PARTITION = 2
+_BACKWARD_TIMES = 2
+"""Work of a backward ÷ that of a forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +93,18 @@ def stage_figures(spec: RunSpec) -> tuple[StageFigures, ...]:
             grace_s=limits.transfer_grace_s,
             bandwidth_bytes_per_s=limits.bandwidth_floor_bytes_per_s,
         )
-        for num_params, flops_per_token in _sizes(spec.model, spec.num_stages, spec.split)
+        for num_params, flops_per_token in _sizes(spec.model, spec.num_stages, spec.split, spec.data.sequence_length)
     )
 
 
 @lru_cache(
     maxsize=32
 )  # building a stage to count its parameters takes milliseconds; simulations ask thousands of times
-def _sizes(model: ModelConfig, num_stages: int, split: SplitRule) -> tuple[tuple[int, float], ...]:
+def _sizes(
+    model: ModelConfig, num_stages: int, split: SplitRule, sequence_length: int
+) -> tuple[tuple[int, float], ...]:
     sizes: list[tuple[int, float]] = []
     for layout in stage_layouts(model, num_stages, split):
-        num_params = stage_num_params(model, layout)
-        sizes.append((num_params, 6.0 * num_params))
+        forward = forward_flops_per_token(model, layout, sequence_length)
+        sizes.append((stage_num_params(model, layout), float((1 + _BACKWARD_TIMES) * forward)))
     return tuple(sizes)

@@ -51,6 +51,8 @@ class LeaseBook:
     num_live_of: dict[Hotkey, int] = field(default_factory=dict)
     trips: dict[int, dict[MicrobatchId, Trip]] = field(default_factory=dict)
     """By outer step, the ended ones too."""
+    lessees: dict[int, dict[Hotkey, int]] = field(default_factory=dict)
+    """By outer step: how many trips each has leased."""
     num_started: int = 0
     num_applied: int = 0
     num_cancelled: int = 0
@@ -59,6 +61,7 @@ class LeaseBook:
         """Puts the share of an outer step up for lease."""
         self.outer_step, self.num_fresh, self.is_open = outer_step, share, True
         self.trips[outer_step] = {}
+        self.lessees[outer_step] = {}
 
     def close(self) -> None:
         """Nothing more is leased in this outer step; trips that are live may still end."""
@@ -86,12 +89,15 @@ class LeaseBook:
         for trip in leased:
             self.live[trip.microbatch_id] = trip
             self.trips[trip.outer_step][trip.microbatch_id] = trip
-        self.num_live_of[lessee] = self.num_live_of.get(lessee, 0) + len(leased)
+        if leased:
+            self.num_live_of[lessee] = self.num_live_of.get(lessee, 0) + len(leased)
+            lessees = self.lessees[self.outer_step]
+            lessees[lessee] = lessees.get(lessee, 0) + len(leased)
         self.num_started += len(leased)
         return leased
 
     def end(self, trip: Trip, outcome: Outcome, reason: str) -> None:
-        """Ends a live trip. The data id of a cancelled one is leased again while the share is open, unless it had enough."""
+        """Ends a live trip. A cancelled one's data id is leased again while the share is open, unless it had enough."""
         del self.live[trip.microbatch_id]
         self.num_live_of[trip.lessee] -= 1
         if self.num_live_of[trip.lessee] == 0:
@@ -110,6 +116,10 @@ class LeaseBook:
     def live_trips_in(self, outer_step: int) -> list[Trip]:
         return [trip for trip in self.live.values() if trip.outer_step == outer_step]
 
+    def has_leased(self, outer_step: int, lessee: Hotkey) -> bool:
+        """Whether a miner took any lease in an outer step."""
+        return lessee in self.lessees.get(outer_step, {})
+
     def overdue(self, now_s: float) -> list[Trip]:
         """Live trips whose end should have been reported."""
         return [trip for trip in self.live.values() if now_s >= trip.deadline_s + REPORT_SLACK_S]
@@ -122,6 +132,7 @@ class LeaseBook:
         """Drops the trips of older outer steps."""
         for old in [step for step in self.trips if step < outer_step]:
             del self.trips[old]
+            del self.lessees[old]
 
     def _fresh_data_id(self) -> DataId:
         data_id = DataId(self.next_data_id)

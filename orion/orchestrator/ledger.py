@@ -142,6 +142,11 @@ class LedgerBook:
         record = step.commitments.get(hotkey) if step is not None else None
         return record.commitment if record is not None else None
 
+    def has_told(self, outer_step: int, hotkey: Hotkey) -> bool:
+        """Whether a miner reported any transfer in an outer step."""
+        step = self.steps.get(outer_step)
+        return step is not None and hotkey in step.num_receipts
+
     def judge(self, validator: Hotkey, verdict: Verdict) -> bool:
         """Keeps a verdict; False when this validator gave another one on the same miner and outer step."""
         step = self.steps[verdict.outer_step]

@@ -15,6 +15,7 @@ from orion.common.protocol.keys import outer_step_prefix
 from orion.common.protocol.messages import Contribution, Manifest, MergedPartition, Outcome
 from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
+from orion.orchestrator.leases import REPORT_SLACK_S
 from orion.orchestrator.merge import Ask, PartitionMerge, Situation, decide, unchanged
 from orion.orchestrator.retention import forget_old
 from orion.orchestrator.stages import NEVER_S, Applying, Reducing, StageProgress, Training, Uploading
@@ -27,7 +28,7 @@ _NAMED_MAX = 5
 def begin_upload(state: RunState, stage: StageProgress) -> None:
     """Training has ended: whoever trained in this outer step is awaited."""
     trained = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE)
-    stage.activity = Uploading([member.hotkey for member in trained])
+    stage.activity = Uploading([member.hotkey for member in trained], state.memory.now_s)
     stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].upload_s
     state.changed()
 
@@ -75,13 +76,18 @@ def _is_uploaded(state: RunState, uploading: Uploading, hotkey: Hotkey) -> bool:
 
 def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotkey: Hotkey) -> bool:
     """Whether a contribution that is not there is worth waiting for: it was announced, or its miner still has its
-    parameters and did not commit to having done nothing."""
+    parameters and has done something with them as far as one can tell."""
     if hotkey in uploading.uploads:
         return True
     member = state.memory.membership.get(hotkey)
+    if member is None or member.state is not MemberState.ACTIVE:
+        return False
     commitment = state.memory.ledger.commitment(stage.outer_step, hotkey)
-    is_idle = commitment is not None and commitment.num_applied == 0
-    return member is not None and member.state is MemberState.ACTIVE and not is_idle
+    if commitment is not None:
+        return commitment.num_applied > 0
+    has_told = state.memory.ledger.has_told(stage.outer_step, hotkey)
+    has_leased = state.memory.leases.has_leased(stage.outer_step, hotkey)
+    return has_told or has_leased or state.memory.now_s < uploading.began_s + REPORT_SLACK_S
 
 
 def _weighed(state: RunState, stage: StageProgress, contribution: Contribution) -> Contribution:
@@ -246,7 +252,8 @@ def _enter_next(state: RunState, stage: StageProgress, digests: dict[Hotkey, Dig
             member.distrusted_until_s = memory.now_s + state.spec.time_limits.member_s
             state.send_back(member, "its anchor differs")
         elif member.trusts_ready(stage.outer_step, memory.now_s):
-            state.set_state(member, MemberState.READY)
+            if member.state is MemberState.JOINING:
+                state.set_state(member, MemberState.READY)
         elif member.state is not MemberState.JOINING:
             state.send_back(member, "it did not apply the outer step in time")
     memory.objects.stop_watching(f"{outer_step_prefix(stage.outer_step - 1)}stage/{stage.stage_index}/pseudo-gradient/")

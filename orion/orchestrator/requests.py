@@ -125,17 +125,22 @@ def _newcomer(state: RunState, hotkey: Hotkey, join: Join, known: Member | None)
 
 
 def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
+    stage = state.stage_of(member)
     member.heartbeat = heartbeat
     member.ready_outer_step = heartbeat.ready_outer_step
     if heartbeat.ready_outer_step is None:
         member.distrusted_until_s = 0.0
-        if member.state in (MemberState.READY, MemberState.ACTIVE):
+        if member.state in (MemberState.READY, MemberState.ACTIVE) and _must_hold_anchor(stage, heartbeat):
             state.send_back(member, "it holds no anchor")
-    elif member.state is MemberState.JOINING and member.trusts_ready(
-        state.stage_of(member).outer_step, state.memory.now_s
-    ):
+    elif member.state is MemberState.JOINING and member.trusts_ready(stage.outer_step, state.memory.now_s):
         state.set_state(member, MemberState.READY)
     return Done()
+
+
+def _must_hold_anchor(stage: StageProgress, heartbeat: Heartbeat) -> bool:
+    """Whether a miner that knows what the stage is doing now should hold an anchor: always, but while it applies."""
+    is_current = heartbeat.outer_step == stage.outer_step and heartbeat.phase is stage.phase
+    return is_current and not isinstance(stage.activity, Applying)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------

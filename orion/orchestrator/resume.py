@@ -1,7 +1,7 @@
 """What happens to times when the orchestrator was away: nobody is blamed for not having reached it."""
 
 from orion.orchestrator.retention import delete_again
-from orion.orchestrator.stages import NEVER_S, Reducing, StageProgress
+from orion.orchestrator.stages import NEVER_S, Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
 
 
@@ -31,6 +31,8 @@ def _move_stage(stage: StageProgress, away_s: float) -> None:
     stage.deadline_s = _moved(stage.deadline_s, away_s)
     if stage.task is not None:
         stage.task.due_s += away_s
+    if isinstance(stage.activity, Uploading):
+        stage.activity.began_s += away_s
     if isinstance(stage.activity, Reducing):
         for partition in stage.activity.partitions:
             partition.asked_s = {hotkey: asked_s + away_s for hotkey, asked_s in partition.asked_s.items()}

@@ -32,6 +32,7 @@ class Uploading:
 
     awaited: list[Hotkey]
     """Those who trained in this outer step."""
+    began_s: float
     uploads: dict[Hotkey, Contribution] = field(default_factory=dict)
 
 

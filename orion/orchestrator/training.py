@@ -14,7 +14,7 @@ from orion.orchestrator.stages import StageProgress, Training
 from orion.orchestrator.state import RunState, TrainRound
 
 START_MEMBER_TIMES = 4.0
-"""After the first join the run waits this many times `time_limits.member_s` for all replicas, then one a stage is enough."""
+"""Times `time_limits.member_s` that the run waits for all replicas after the first join; then one a stage is enough."""
 
 
 def advance_training(state: RunState) -> bool:
