@@ -19,5 +19,5 @@ class Moment:
     outer_step: int | None
     """The outer step that this miner computes for now; None while it computes for none."""
     inner_steps: int
-    """Inner steps taken in it."""
+    """Inner steps done in it."""
     now_s: float

@@ -11,8 +11,8 @@ from orion.common.ids import DataId, Digest, MicrobatchId
 from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import Commitment, LogEntry, Operation
 
-OUTER_STEPS_KEPT = 2
-"""Validators ask about the outer step that was just committed; the next one may have begun meanwhile."""
+OUTER_STEPS_KEPT = 3
+"""The one under way and the two before it: validators ask about what was just committed, while the next one begins."""
 
 
 class OpLog:
@@ -61,11 +61,14 @@ class OpLog:
         self._num_applied += applied
 
     def seal(self) -> Commitment | None:
-        """Closes the open log and gives the commitment over it; None when no gradient was applied."""
+        """Closes the open log and gives the commitment over it; None when it is empty.
+
+        One without an applied gradient is committed to as well: then nobody waits for a pseudo-gradient.
+        """
         assert self._open_step is not None, "no log is open"
         outer_step, self._open_step = self._open_step, None
         entries = self._logs[outer_step]
-        if not self._num_applied:
+        if not entries:
             return None
         commitment = Commitment(
             outer_step=outer_step,

@@ -66,11 +66,11 @@ class LocalStep:
 
     outer_step: int
     inner_steps: int = 0
-    """Taken."""
+    """Done, the refused ones too: as the log counts them."""
     num_accumulated: int = 0
     """Microbatches whose gradients wait for the next inner step."""
     num_stepped: int = 0
-    """Microbatches that went into inner steps: the weight of the pseudo-gradient."""
+    """Microbatches that went into inner steps that were taken: the weight of the pseudo-gradient."""
     is_sealed: bool = False
     """Nothing more is computed in it and its log is closed."""
     objects: tuple[ObjectRef, ...] | None = None
@@ -174,8 +174,8 @@ class OuterSteps:
         local = self.local
         assert local is not None
         local.num_accumulated = 0
+        local.inner_steps += 1
         if done.refused_reason is None:
-            local.inner_steps += 1
             local.num_stepped += done.num_microbatches
 
     def encoded(self, outer_step: int, objects: tuple[ObjectRef, ...]) -> None:
@@ -257,7 +257,7 @@ class OuterSteps:
                 return self.inner_step()
             commitment = self._oplog.seal()
             local.is_sealed = True
-            if commitment is not None:
+            if uploads and commitment is not None:
                 self._reports.add_commitment(commitment)
         if uploads and local.num_stepped and local.objects is None:
             return EncodePseudoGradient(local.outer_step)
