@@ -31,6 +31,10 @@ _WRITE_BYTES = 4 * 1024 * 1024
 """What is gathered before a thread hashes it and writes it to a file."""
 
 _KEY = TypeAdapter(ObjectKey)
+_KEY_PART_CHARS_MAX = 200
+"""File systems bound the length of a name."""
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""No such file; also where a part of the key is a file, or the key is only the beginning of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +124,13 @@ class DirectoryStore:
         try:
             size_bytes = (self._objects / key).stat().st_size
             return StoredObject(size_bytes, Digest((self._digests / key).read_text(encoding="ascii")))
-        except (FileNotFoundError, NotADirectoryError):
-            # Not there, or just being deleted.
+        except _NOT_THERE:
             return None
 
     def _open(self, key: str) -> IO[bytes]:
         try:
             return (self._objects / key).open("rb")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except _NOT_THERE:
             raise refused(RefusalCode.NOT_FOUND, f"no object {key}") from None
 
     def _commit(self, key: str, partial: Path, stored: StoredObject) -> StoredObject:
@@ -138,8 +141,13 @@ class DirectoryStore:
                 raise refused(RefusalCode.CONFLICT, f"{key} holds other bytes; objects are written once")
             return present
         target, digest_file = self._objects / key, self._digests / key
-        for folder in (target.parent, digest_file.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (target.parent, digest_file.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise refused(RefusalCode.CONFLICT, f"{key} is the beginning of another key, or goes on from one") from None
         # The digest first: a digest without object is no object, but an object must never lack its digest.
         with digest_file.open("w", encoding="ascii") as file:
             file.write(stored.digest)
@@ -181,9 +189,12 @@ class _Partial:
 def check_key(key: str) -> str:
     """The key, when it is one. Raises RefusedError MALFORMED."""
     try:
-        return _KEY.validate_python(key)
+        _KEY.validate_python(key)
     except ValidationError:
         raise refused(RefusalCode.MALFORMED, f"{key[:200]!r} is no object key") from None
+    if max(map(len, key.split("/"))) > _KEY_PART_CHARS_MAX:
+        raise refused(RefusalCode.MALFORMED, f"a part of {key[:200]!r} is too long")
+    return key
 
 
 def _remove_tree(folder: Path) -> None:

@@ -138,7 +138,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             continue
         # Minimum and maximum both turn NaN where any element is: one cheap pass finds all three.
         low, high = torch.aminmax(tensor)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not (math.isfinite(low.item()) and math.isfinite(high.item())):
             raise refused(RefusalCode.NOT_FINITE, f"tensor {name!r} has elements that are not finite")
 
 
