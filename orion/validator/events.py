@@ -22,6 +22,7 @@ Shapes: B sequences, T tokens, C boundary width, U = T + 1 token ids.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from torch import Tensor
 
@@ -91,6 +92,8 @@ class ChainView:
     """Slot of the subnet owner's hotkey, to which the burn share goes; None when it has none."""
     has_permit: bool
     """Whether this validator may set weights."""
+    epoch_s: float
+    """Seconds from epoch to epoch; permits change then."""
     last_update_block: int | None
     """When this validator last set weights; None = never."""
     weights_rate_limit_blocks: int
@@ -200,7 +203,7 @@ class MetagraphArrived:
 
 @dataclass(frozen=True, slots=True)
 class WeightsSet:
-    block: int
+    """The chain has taken the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +272,7 @@ class SetWeights:
 class Notice:
     """Something a person or a monitor should be able to find in the log."""
 
-    level: str
-    """`info` or `warning`."""
+    level: Literal["info", "warning"]
     event: str
     fields: Mapping[str, object]
 

@@ -34,11 +34,10 @@ class Membership:
         for stage in feed.stages:
             if stage.checkpoint is not None:
                 self._remember(stage.checkpoint)
-        committed = [
-            stage.outer_step if stage.phase in (Phase.MERGE, Phase.DONE) else stage.outer_step - 1
-            for stage in feed.stages
-        ]
-        newest = min(committed, default=-1)
+        # Miners commit before they upload, so once a stage merges its commitments are in. After the last outer step a
+        # stage counts one more, in which nobody trains.
+        committed = [stage.outer_step if stage.phase is Phase.MERGE else stage.outer_step - 1 for stage in feed.stages]
+        newest = min(min(committed, default=-1), self._spec.outer_steps - 1)
         self.checkable_outer_step = newest if newest >= 0 else None
 
     def url(self, hotkey: Hotkey) -> str | None:

@@ -23,6 +23,9 @@ from orion.validator.weights import chain_weights
 REFUSALS_MAX = 20
 """Refusals in a row that say "later" before a set of weights is given up."""
 
+PERMIT_LOOKS = 5
+"""Looks for a permit, a quarter of an epoch apart: it would come at an epoch, and one lies between them."""
+
 
 class WeightDuty:
     """Sets weights once for each request, as soon as the chain allows it; a request while one is open renews it."""
@@ -37,6 +40,7 @@ class WeightDuty:
         self._view: ChainView | None = None
         self._setting: SetWeights | None = None
         self._num_refusals = 0
+        self._num_looks = 0
         self.last_set: SetWeights | None = None
         """What the chain took last from this process."""
 
@@ -52,6 +56,7 @@ class WeightDuty:
         self._ledger = None
         self._view = None
         self._num_refusals = 0
+        self._num_looks = 0
 
     def pump(self, now_s: float) -> list[Notice]:
         """Asks for what is missing, and sets the weights when nothing is."""
@@ -105,7 +110,11 @@ class WeightDuty:
 
     def _decide(self, ledger: Ledger, view: ChainView, now_s: float) -> list[Notice]:
         if not view.has_permit:
-            return [self._abandon("no permit", "this hotkey may not set weights on the subnet")]
+            self._num_looks += 1
+            if self._num_looks >= PERMIT_LOOKS:
+                return [self._abandon("no permit", "this hotkey may not set weights on the subnet")]
+            self._wait(view.epoch_s / (PERMIT_LOOKS - 1), now_s)
+            return []
         if view.last_update_block is not None:
             blocks_left = view.last_update_block + view.weights_rate_limit_blocks - view.block
             if blocks_left > 0:

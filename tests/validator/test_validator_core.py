@@ -35,6 +35,7 @@ VIEW = ChainView(
     uids={A: 1, B: 2, C: 3},
     owner_uid=0,
     has_permit=True,
+    epoch_s=40.0,
     last_update_block=None,
     weights_rate_limit_blocks=100,
     weight_max=1.0,
@@ -95,6 +96,14 @@ def test_nobody_is_asked_before_the_commitments_are_in(honest: list[WorkingMiner
     effects = world.core.handle(FeedArrived(feed), world.now_s)
     assert effects == [FetchCommitments(0), FetchLedger(0)]
     assert world.core.handle(CommitmentsArrived(0, world.commitments(0)), world.now_s) == []  # the ledger is missing
+
+
+def test_the_step_after_the_last_is_nobody_s_work(honest: list[WorkingMiner]) -> None:
+    world = world_of(honest)
+    world.give_feed(outer_step=SPEC.outer_steps, phase=Phase.MERGE)
+    world.give_feed(outer_step=SPEC.outer_steps, phase=Phase.DONE)
+    fetched = [effect.outer_step for effect in world.effects if isinstance(effect, FetchCommitments)]
+    assert fetched == [SPEC.outer_steps - 1]
 
 
 def test_one_stage_behind_holds_the_round_back(honest: list[WorkingMiner]) -> None:
@@ -389,17 +398,28 @@ def test_the_chain_is_asked_again_when_it_says_later_and_not_when_it_says_no(hon
 
 def test_without_a_permit_no_weights_are_set(honest: list[WorkingMiner]) -> None:
     world = world_of(honest, view=replace(VIEW, has_permit=False))
-    world.give_feed(phase=Phase.DONE, finished=True)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
+    world.pass_time(39)
+    assert not world.core.is_done
+    world.pass_time(2)
     assert not world.weights
     assert "weights_not_set" in events_of(world)
     assert world.core.is_done
+
+
+def test_a_permit_that_comes_within_an_epoch_is_used(honest: list[WorkingMiner]) -> None:
+    world = world_of(honest, view=replace(VIEW, has_permit=False))
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
+    world.view = VIEW
+    world.pass_time(11)
+    assert len(world.weights) == 1
 
 
 def test_the_run_ends_with_its_last_checks_and_weights(honest: list[WorkingMiner]) -> None:
     world = world_of(honest)
     world.give_feed(phase=Phase.TRAIN)
     assert not world.core.is_done
-    world.give_feed(phase=Phase.DONE, finished=True)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
     assert set(world.verdicts) == {A, B, C}
     assert len(world.weights) == 1
     assert world.core.is_done
@@ -409,14 +429,14 @@ def test_a_run_that_finishes_after_its_last_round_gets_weights_once_more(honest:
     world = world_of(honest)
     world.give_feed(phase=Phase.MERGE)
     assert len(world.weights) == 1
-    world.give_feed(phase=Phase.DONE, finished=True)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
     assert len(world.weights) == 2
     assert world.core.is_done
 
 
 def test_the_end_waits_for_a_chain_that_is_away_but_not_for_ever(honest: list[WorkingMiner]) -> None:
     world = world_of(honest, view=None)
-    world.give_feed(phase=Phase.DONE, finished=True)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
     world.pass_time(60)
     assert not world.core.is_done
     world.pass_time(400)

@@ -399,7 +399,7 @@ class World:
         if self.refusal is not None:
             return self.refusal
         self.weights.append(effect.weights)
-        return WeightsSet(self.view.block)
+        return WeightsSet()
 
     def _answer_of_miner(self, effect: FetchLog | FetchEvidence | Replay) -> Event | None:
         match effect:

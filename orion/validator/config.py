@@ -1,0 +1,34 @@
+"""What one validator process cares about; what all processes must agree on is in the run's specification."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ValidatorConfig(BaseModel):
+    """Settings of a validator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    orchestrator_url: str
+    """Of the run to validate, without a trailing slash."""
+    data_folder: Path
+    """The run's prepared data; fetched from the orchestrator when it is not there."""
+    device: str = "cpu"
+    """Where replays are computed: `cpu`, `cuda`, `cuda:N`. Bits can only be equal on what the miners use."""
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of a replay on the CPU. With as many as the miners have, results are equal bit for bit; one leaves the
+    rest of a shared machine to training."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    """Added to the process's niceness, so that on a shared machine checks give way to training."""
+    follow: bool = False
+    """Stay after the run has finished."""
+    weights_version_key: Annotated[int, Field(ge=0)] = 0
+    """Version key that chain weights are set with; the subnet may demand a lowest one."""
+    tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
+    """How often deadlines are looked at."""
+    feed_wait_s: Annotated[float, Field(gt=0, le=30)] = 20.0
+    """How long the orchestrator may hold a request for the feed when nothing changes."""
+    silence_s_max: Annotated[float, Field(gt=0)] = 1800.0
+    """Without a feed for this long the process gives up."""
