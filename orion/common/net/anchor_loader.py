@@ -1,15 +1,15 @@
 """Fetches what an anchor is made of and builds it: the shell of `orion.common.train.anchor`."""
 
-import asyncio
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from orion.common.config import RunSpec
 from orion.common.model.params import stage_num_params
-from orion.common.net.object_client import ObjectClient
-from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.offload import Offload, in_thread
 from orion.common.protocol.codec import body_size, check_finite, checkpoint_spec, decode, mean_spec
-from orion.common.protocol.messages import CheckpointRef, Manifest, RefusalCode
+from orion.common.protocol.messages import CheckpointRef, Manifest, Manifests, ObjectRef, RefusalCode
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.train.anchor import apply_means, initial_anchor, state_from_checkpoint
 from orion.common.train.outer import OuterState, state_digest
@@ -19,13 +19,30 @@ Start = OuterState | CheckpointRef | None
 """Where building may begin: a state at hand, a checkpoint to fetch, or (None) the initial parameters."""
 
 
-class AnchorLoader:
-    """Builds anchors of one run's stages, on the CPU. Heavy computing runs in a thread."""
+class ManifestSource(Protocol):
+    """Where manifests come from (`OrchestratorClient`)."""
 
-    def __init__(self, orchestrator: OrchestratorClient, objects: ObjectClient, spec: RunSpec) -> None:
+    async def manifests(self, stage_index: int, from_outer_step: int) -> Manifests: ...
+
+
+class ObjectSource(Protocol):
+    """Where objects come from (`ObjectClient`)."""
+
+    async def get(self, ref: ObjectRef) -> bytearray: ...
+
+    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]: ...
+
+
+class AnchorLoader:
+    """Builds anchors of one run's stages, on the CPU. Heavy computing is handed to `offload`."""
+
+    def __init__(
+        self, orchestrator: ManifestSource, objects: ObjectSource, spec: RunSpec, offload: Offload = in_thread
+    ) -> None:
         self._orchestrator = orchestrator
         self._objects = objects
         self._spec = spec
+        self._offload = offload
 
     async def load(
         self,
@@ -54,7 +71,7 @@ class AnchorLoader:
         if isinstance(start, OuterState):
             return start
         if start is None:
-            return await asyncio.to_thread(initial_anchor, self._spec, stage_index)
+            return await self._offload(lambda: initial_anchor(self._spec, stage_index))
         return await self._fetch_checkpoint(start)
 
     async def _fetch_checkpoint(self, ref: CheckpointRef) -> OuterState:
@@ -72,7 +89,7 @@ class AnchorLoader:
                 raise refused(RefusalCode.DIGEST_MISMATCH, f"checkpoint {ref.object.key} is not the agreed state")
             return state
 
-        return await asyncio.to_thread(read)
+        return await self._offload(read)
 
     async def _advance(self, stage_index: int, state: OuterState, outer_step: int) -> OuterState:
         """Applies the manifests from the state's outer step up to, not including, the given one."""
@@ -107,7 +124,7 @@ class AnchorLoader:
                 means[partition.index] = _mean(partition, buffer)
             return apply_means(state, means, self._spec.outer)
 
-        return await asyncio.to_thread(compute)
+        return await self._offload(compute)
 
 
 def _mean(partition: Partition, buffer: bytearray) -> Tensor:

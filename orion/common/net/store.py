@@ -144,10 +144,10 @@ class DirectoryStore:
         try:
             for folder in (target.parent, digest_file.parent):
                 folder.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise IsADirectoryError
-        except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise refused(RefusalCode.CONFLICT, f"{key} is the beginning of another key, or goes on from one") from None
+        except (FileExistsError, NotADirectoryError):
+            raise refused(RefusalCode.CONFLICT, f"{key} goes on from another key") from None
+        if target.is_dir():
+            raise refused(RefusalCode.CONFLICT, f"{key} is the beginning of another key")
         # The digest first: a digest without object is no object, but an object must never lack its digest.
         with digest_file.open("w", encoding="ascii") as file:
             file.write(stored.digest)
