@@ -66,7 +66,7 @@ from orion.validator.events import (
     WeightsRefused,
     WeightsSet,
 )
-from orion.validator.replay import replay
+from orion.validator.replay import TokenSource, replay
 
 CPU = torch.device("cpu")
 VALIDATOR = Hotkey("5" + "V" * 47)
@@ -125,7 +125,10 @@ def digest(body: Body | None) -> Digest | None:
 class WorkingMiner:
     """Runs a real engine and keeps the log and bodies that the protocol asks for."""
 
-    def __init__(self, spec: RunSpec, stage_index: int, cheat: Cheat | None = None) -> None:
+    def __init__(
+        self, spec: RunSpec, stage_index: int, cheat: Cheat | None = None, tokens: TokenSource | None = None
+    ) -> None:
+        self.tokens = tokens if tokens is not None else Tokens()
         self.spec, self.stage_index, self.cheat = spec, stage_index, cheat if cheat is not None else Cheat()
         layout = spec.layouts[stage_index]
         self.engine = StageEngine(
@@ -150,7 +153,9 @@ class WorkingMiner:
     def forward(self, microbatch_id: MicrobatchId, data_id: DataId, body: Body | None) -> Body:
         """The activation for the next stage, or the last one's gradient."""
         is_last = self.stage_index == self.spec.num_stages - 1
-        ids_BU = torch.from_numpy(Tokens().microbatch(self.spec.seed, data_id)) if body is None else body["ids"].long()
+        ids_BU = (
+            torch.from_numpy(self.tokens.microbatch(self.spec.seed, data_id)) if body is None else body["ids"].long()
+        )
         result = self.engine.forward(microbatch_id, None if body is None else body["z"], ids_BU)
         self._data_ids[microbatch_id] = data_id
         output: Body
@@ -255,9 +260,11 @@ def train(miners: list[WorkingMiner], num_microbatches: int = 7) -> None:
         miner.step_when_full(last=True)
 
 
-def trained(spec: RunSpec, cheats: Mapping[int, Cheat] | None = None) -> list[WorkingMiner]:
+def trained(
+    spec: RunSpec, cheats: Mapping[int, Cheat] | None = None, tokens: TokenSource | None = None
+) -> list[WorkingMiner]:
     """A pipeline after one outer step, with cheats by stage."""
-    miners = [WorkingMiner(spec, stage_index, (cheats or {}).get(stage_index)) for stage_index in range(3)]
+    miners = [WorkingMiner(spec, stage_index, (cheats or {}).get(stage_index), tokens) for stage_index in range(3)]
     train(miners)
     return miners
 
