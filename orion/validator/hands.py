@@ -1,13 +1,12 @@
 """Carries out the core's effects: requests to the orchestrator, the miners and the chain, and replays.
 
-Owns what each failure means as an event. Decides nothing else and keeps no state but the one thread in which replays
-are computed. Every effect ends as exactly one event, whatever happens; only a mistake of our own raises.
+Owns what each failure means as an event. Decides nothing else and keeps no state. Every effect ends as exactly one
+event, whatever happens; only a mistake of our own raises. What it asks and where it computes is given to it, so it
+needs no event loop of its own: the simulator runs it too.
 """
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Protocol
 
 import torch
 from blake3 import blake3
@@ -15,15 +14,23 @@ from pydantic import ValidationError
 
 from orion.common.config import RunSpec
 from orion.common.errors import DataError, TransportError
-from orion.common.ids import Digest, Direction
+from orion.common.ids import Digest, Direction, Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.net.chain import Chain, ChainError
-from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.offload import Offload, in_thread
 from orion.common.protocol import routes
 from orion.common.protocol.codec import body_size, check_finite, decode, transfer_spec
-from orion.common.protocol.messages import CommittedLog, LogRequest, RefusalCode
+from orion.common.protocol.messages import (
+    Commitments,
+    CommittedLog,
+    Done,
+    Ledger,
+    LogRequest,
+    Message,
+    RefusalCode,
+    Verdict,
+)
 from orion.common.protocol.refusals import RefusedError
-from orion.common.train.outer import OuterState
 from orion.validator.events import (
     ChainFailed,
     ChainView,
@@ -46,7 +53,6 @@ from orion.validator.events import (
     OrchestratorFailed,
     Replay,
     ReplayEnded,
-    ReplayResult,
     ReplayTask,
     ReplayUnavailable,
     SendVerdict,
@@ -60,16 +66,36 @@ from orion.validator.replay import TokenSource, replay
 _TIMEOUT_S_MIN = 0.1
 """Of a request whose deadline is about to pass; zero would mean none to the HTTP client."""
 
-ResultT = TypeVar("ResultT")
+
+class Orchestrator(Protocol):
+    """What is asked of the orchestrator (`OrchestratorClient`)."""
+
+    async def commitments(self, outer_step: int) -> Commitments: ...
+
+    async def ledger(self, from_outer_step: int) -> Ledger: ...
+
+    async def verdict(self, verdict: Verdict) -> Done: ...
+
+
+class Miners(Protocol):
+    """How miners are asked (`RpcClient`)."""
+
+    hotkey: Hotkey
+    """Whose name is under the requests: the validator's own."""
+
+    async def fetch_tensor(
+        self, base_url: str, receiver: Hotkey, route: str, message: Message, *, size_bytes_max: int, timeout_s: float
+    ) -> bytes: ...
 
 
 class Hands:
-    """What the loop needs to act. Close it in the end: the replay thread goes with it."""
+    """What the loop needs to act."""
 
     def __init__(
         self,
         spec: RunSpec,
-        orchestrator: OrchestratorClient,
+        orchestrator: Orchestrator,
+        miners: Miners,
         anchors: AnchorLoader,
         chain: Chain,
         *,
@@ -77,18 +103,19 @@ class Hands:
         device: torch.device,
         compute_dtype: torch.dtype,
         weights_version_key: int,
+        on_device: Offload,
+        offload: Offload = in_thread,
     ) -> None:
+        """`on_device` computes replays, one after the other; `offload` reads bodies."""
         self._spec = spec
         self._orchestrator = orchestrator
+        self._miners = miners
         self._anchors = anchors
         self._chain = chain
         self._weights_version_key = weights_version_key
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
-        self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay")
-
-    def close(self) -> None:
-        """Ends the replay thread once what it computes is through."""
-        self._device_thread.shutdown(wait=True, cancel_futures=True)
+        self._on_device = on_device
+        self._offload = offload
 
     async def carry_out(self, effect: Effect) -> Event | None:
         """Does it, and gives the event that it ends as; a notice ends as nothing."""
@@ -127,7 +154,7 @@ class Hands:
 
     async def _fetch_log(self, effect: FetchLog) -> Event:
         try:
-            body = await self._orchestrator.rpc.fetch_tensor(
+            body = await self._miners.fetch_tensor(
                 effect.url,
                 effect.miner,
                 routes.LOG,
@@ -138,7 +165,7 @@ class Hands:
         except (TransportError, RefusedError) as error:
             return LogFailed(effect.miner, effect.outer_step, _problem(error), str(error))
         try:
-            log = await asyncio.to_thread(CommittedLog.model_validate_json, body)
+            log = await self._offload(lambda: CommittedLog.model_validate_json(body))
         except ValidationError as error:
             return LogFailed(
                 effect.miner, effect.outer_step, FetchProblem.BAD_BODY, f"no log: {error.error_count()} mistakes"
@@ -150,7 +177,7 @@ class Hands:
         expected = transfer_spec(self._spec, effect.direction, to_stage)
         size_bytes = body_size(expected)
         try:
-            body = await self._orchestrator.rpc.fetch_tensor(
+            body = await self._miners.fetch_tensor(
                 effect.url,
                 effect.miner,
                 routes.EVIDENCE,
@@ -167,21 +194,17 @@ class Hands:
             return EvidenceArrived(effect.miner, effect.request, Digest(blake3(body).hexdigest()), tensors)
 
         try:
-            return await asyncio.to_thread(read)
+            return await self._offload(read)
         except RefusedError as error:
             return EvidenceFailed(effect.miner, effect.request, FetchProblem.BAD_BODY, str(error))
 
     async def _replay_task(self, task: ReplayTask) -> Event:
         try:
             state = await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint)
-            result = await self._compute(task, state)
+            result = await self._on_device(partial(self._replay, task, state))
         except (TransportError, RefusedError, DataError, torch.OutOfMemoryError) as error:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}")
         return ReplayEnded(task.miner, task.outer_step, result)
-
-    async def _compute(self, task: ReplayTask, state: OuterState) -> ReplayResult:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._device_thread, self._replay, task, state)
 
     async def _read_chain(self, effect: FetchMetagraph) -> Event:
         try:
@@ -189,7 +212,7 @@ class Hands:
             rules = await self._chain.hyperparameters()
         except (TransportError, ChainError) as error:
             return ChainFailed(effect, str(error))
-        own = metagraph.neuron_of(self._orchestrator.rpc.hotkey)
+        own = metagraph.neuron_of(self._miners.hotkey)
         owner = None if metagraph.owner_hotkey is None else metagraph.neuron_of(metagraph.owner_hotkey)
         view = ChainView(
             block=metagraph.block,
@@ -205,7 +228,7 @@ class Hands:
         return MetagraphArrived(view)
 
     async def _set_weights(self, effect: SetWeights) -> Event:
-        hotkey = self._orchestrator.rpc.hotkey
+        hotkey = self._miners.hotkey
         try:
             try:
                 await self._chain.set_weights(hotkey, effect.weights, version_key=self._weights_version_key)

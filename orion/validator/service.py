@@ -18,6 +18,7 @@ from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.retry import RetryPolicy, retrying
 from orion.common.net.rpc import RpcClient
+from orion.common.offload import OwnThread
 from orion.common.protocol.signing import Keypair
 from orion.common.train.data import TokenDataset
 from orion.common.train.device import compute_dtype, device_named
@@ -50,22 +51,25 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
         tokens = await _open_data(orchestrator, spec, config, rng, clock)
         anchors = AnchorLoader(orchestrator, ObjectClient(orchestrator), spec)
+        device_thread = OwnThread("replay")
         hands = Hands(
             spec,
             orchestrator,
+            rpc,
             anchors,
             chain,
             tokens=tokens,
             device=device,
             compute_dtype=compute_dtype(device),
             weights_version_key=config.weights_version_key,
+            on_device=device_thread,
         )
         core = ValidatorCore(spec, rpc.hotkey, rng)
         _log.info("validator_started", hotkey=rpc.hotkey, run_id=spec.run_id, device=str(device))
         try:
             await ValidatorLoop(core, hands, orchestrator, clock, config).run()
         finally:
-            hands.close()
+            device_thread.close()
         _log.info("validator_ended", num_checks=core.num_checks, num_failed=core.num_failed)
 
 
