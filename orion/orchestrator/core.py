@@ -102,6 +102,20 @@ class OrchestratorCore:
 
     # --- views: they change nothing ---
 
+    @property
+    def num_notices(self) -> int:
+        """Notices ever given."""
+        return self._state.memory.num_notices
+
+    def notices_after(self, number: int) -> list[str]:
+        """The notices that came after the first `number` ones, as far as they are kept."""
+        num_new = self.num_notices - number
+        return list(self._state.memory.notices)[-num_new:] if num_new > 0 else []
+
+    def phases(self) -> tuple[str, ...]:
+        """Phase and outer step of each stage in short form, for logs."""
+        return tuple(f"{stage.phase.value}({stage.outer_step})" for stage in self._state.memory.stages)
+
     def is_registered(self, hotkey: Hotkey) -> bool:
         """Whether the hotkey is on the metagraph."""
         return hotkey in self._state.memory.permits

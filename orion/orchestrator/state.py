@@ -63,6 +63,8 @@ class Memory:
     leases: LeaseBook = field(default_factory=LeaseBook)
     losses: LossHistory = field(default_factory=LossHistory)
     objects: ObjectBook = field(default_factory=ObjectBook)
+    num_notices: int = 0
+    """Ever given."""
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))
     membership: Membership = field(init=False)
     ledger: LedgerBook = field(init=False)
@@ -103,6 +105,7 @@ class RunState:
 
     def notice(self, text: str) -> None:
         """Tells people; shown in the run's status."""
+        self.memory.num_notices += 1
         self.memory.notices.append(text[:NOTICE_CHARS_MAX])
 
     def watch(self, ref: ObjectRef) -> None:

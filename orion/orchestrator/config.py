@@ -1,0 +1,29 @@
+"""What only the orchestrator's process cares about: where it listens, where it keeps things, how often it looks."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OrchestratorConfig(BaseModel):
+    """The orchestrator's own settings; what all processes must agree on is in the RunSpec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_folder: Path
+    """Holds the journal and the object store; belongs to one orchestrator of one run."""
+    data_folder: Path | None = None
+    """The prepared data, for miners to fetch; None = they have it from elsewhere."""
+    host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` = all."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8700
+    """TCP port; 0 = a free one."""
+    tick_s: Annotated[float, Field(gt=0, le=5)] = 0.25
+    """Between two looks at deadlines."""
+    chain_poll_s: Annotated[float, Field(gt=0, le=3600)] = 3.0
+    """Between two looks at the metagraph."""
+    grant_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """How long a signed URL may be used for starting a transfer."""
+    queue_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Events that may wait to be decided; beyond, requests are answered BUSY."""

@@ -1,0 +1,224 @@
+"""The one task that owns the core: events in, journal, core, effects out.
+
+Owns all waiting around the core: the queue of events, the tick, the store's answers, who waits for a reply or for a new
+feed. Decides nothing. Invariants: an event is durable before any of its effects leaves; events are handled in the order
+of the journal; the queue is bounded, and a request that finds it full is refused with BUSY.
+"""
+
+import asyncio
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import structlog
+
+from orion.common.clock import Clock
+from orion.common.errors import TransportError
+from orion.common.ids import Hotkey
+from orion.common.net.store import ObjectStore
+from orion.common.protocol.messages import ObjectRef, RefusalCode
+from orion.common.protocol.refusals import RefusedError, refused
+from orion.orchestrator.core import OrchestratorCore
+from orion.orchestrator.events import (
+    Announce,
+    Answer,
+    CheckObject,
+    DeleteObjects,
+    Effect,
+    Event,
+    ObjectChecked,
+    Refuse,
+    Request,
+    RequestArrived,
+    Response,
+    Resumed,
+    Ticked,
+)
+from orion.orchestrator.journal import Journal, Record
+from orion.orchestrator.metrics import LoopMetrics
+
+BATCH_MAX: Final = 512
+"""Events in one commit: enough to make the sync cheap, few enough to answer soon."""
+_CHECKS_AT_ONCE = 8
+_CHECKS_MAX = 4_096
+"""Looks at objects that may wait; a lost one is asked for again by the core."""
+_DELETIONS_MAX = 4_096
+_RETRY_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class OrchestratorLoop:
+    """Runs one core on one journal."""
+
+    def __init__(
+        self,
+        core: OrchestratorCore,
+        journal: Journal,
+        store: ObjectStore,
+        clock: Clock,
+        metrics: LoopMetrics,
+        *,
+        tick_s: float,
+        queue_max: int,
+    ) -> None:
+        """Replays the journal into the core, which must be new. Blocks while it does. Make it in a running loop."""
+        self.core = core
+        self._journal = journal
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._tick_s = tick_s
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(queue_max)
+        self._checks: asyncio.Queue[ObjectRef] = asyncio.Queue(_CHECKS_MAX)
+        self._deletions: asyncio.Queue[str] = asyncio.Queue(_DELETIONS_MAX)
+        self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._request_ids = itertools.count()
+        self._changed = asyncio.Event()
+        self._is_closed = False
+        self._next_sequence, self._now_s = replay(core, journal)
+        self._seen_notices = core.num_notices
+
+    @property
+    def num_queued(self) -> int:
+        """Events that wait to be decided."""
+        return self._queue.qsize()
+
+    async def run(self) -> None:
+        """Works until it is cancelled. Raises what goes wrong: then the process must end."""
+        # A thread of its own: commits come one after the other, also the last one, before the journal is closed.
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._decide(executor))
+                group.create_task(self._tick())
+                group.create_task(self._delete_objects())
+                for _ in range(_CHECKS_AT_ONCE):
+                    group.create_task(self._check_objects())
+        finally:
+            self._close()
+            executor.shutdown(wait=True)
+
+    async def ask(self, hotkey: Hotkey, message: Request) -> Response:
+        """Has the core decide on a message whose signature holds. Raises RefusedError."""
+        request_id = next(self._request_ids)
+        answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answered
+        try:
+            self._queue_request(RequestArrived(request_id=request_id, hotkey=hotkey, message=message))
+            return await answered
+        finally:
+            self._waiting.pop(request_id, None)
+
+    async def post(self, event: Event) -> None:
+        """Hands in an event that nobody waits for; waits while the queue is full."""
+        await self._queue.put(event)
+
+    async def wait_for_change(self, version: int, timeout_s: float) -> None:
+        """Returns once the feed's version is above the given one, after the time-out, or when the loop ends."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.core.version <= version and not self._is_closed:
+                    await self._changed.wait()
+        except TimeoutError:
+            return
+
+    # --- tasks ---
+
+    async def _decide(self, executor: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        if self._next_sequence:
+            self._queue.put_nowait(Resumed())
+        while True:
+            events = [await self._queue.get()]
+            while len(events) < BATCH_MAX and not self._queue.empty():
+                events.append(self._queue.get_nowait())
+            self._now_s = max(self._now_s, self._clock.now_s())
+            records = [Record(self._next_sequence + place, self._now_s, event) for place, event in enumerate(events)]
+            with self._metrics.journal_seconds.time():
+                await loop.run_in_executor(executor, self._journal.append, records)
+            self._next_sequence += len(records)
+            self._metrics.events.inc(len(records))
+            for record in records:
+                for effect in self.core.handle(record.event, record.now_s):
+                    self._carry_out(effect)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            await self._queue.put(Ticked())
+
+    async def _check_objects(self) -> None:
+        while True:
+            ref = await self._checks.get()
+            try:
+                stored = await self._store.stat(ref.key)
+            except TransportError as error:
+                _log.warning("object_check_failed", key=ref.key, error=str(error))
+                continue  # the core asks again
+            durable = stored is not None and (stored.size_bytes, stored.digest) == (ref.size_bytes, ref.digest)
+            await self._queue.put(ObjectChecked(ref=ref, durable=durable))
+
+    async def _delete_objects(self) -> None:
+        while True:
+            prefix = await self._deletions.get()
+            await self._store.delete_prefix(prefix)
+            _log.info("objects_deleted", prefix=prefix)
+
+    # --- inside ---
+
+    def _queue_request(self, event: RequestArrived) -> None:
+        if self._is_closed:
+            raise refused(RefusalCode.BUSY, "the orchestrator is stopping", _RETRY_S)
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            raise refused(RefusalCode.BUSY, "too many requests wait for a decision", _RETRY_S) from None
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Answer(request_id, message):
+                if (answered := self._waiting.get(request_id)) is not None and not answered.done():
+                    answered.set_result(message)
+            case Refuse(request_id, refusal):
+                if (answered := self._waiting.get(request_id)) is not None and not answered.done():
+                    answered.set_exception(RefusedError(refusal))
+            case CheckObject(ref):
+                if self._checks.full():
+                    _log.warning("object_check_put_off", key=ref.key)
+                else:
+                    self._checks.put_nowait(ref)
+            case DeleteObjects(prefix):
+                if self._deletions.full():
+                    _log.error("objects_not_deleted", prefix=prefix)
+                else:
+                    self._deletions.put_nowait(prefix)
+            case Announce(version):
+                self._announce(version)
+
+    def _announce(self, version: int) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for text in self.core.notices_after(self._seen_notices):
+            _log.warning("notice", text=text)
+        self._seen_notices = self.core.num_notices
+        _log.info("feed_changed", version=version, phases=self.core.phases())
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._changed.set()
+        for answered in self._waiting.values():
+            if not answered.done():
+                answered.set_exception(refused(RefusalCode.BUSY, "the orchestrator is stopping", _RETRY_S))
+
+
+def replay(core: OrchestratorCore, journal: Journal) -> tuple[int, float]:
+    """Brings a new core to where the journal ends; the next sequence number, and the newest event's time.
+
+    What the events caused then is not done again; what of it was lost becomes due with the `Resumed` that follows.
+    """
+    next_sequence, now_s = 0, 0.0
+    for record in journal.read():
+        core.handle(record.event, record.now_s)
+        next_sequence, now_s = record.sequence + 1, record.now_s
+    return next_sequence, now_s

@@ -1,0 +1,96 @@
+"""What Prometheus can read at `/metrics`. Names are part of the interface: dashboards and alerts use them.
+
+- `orion_outer_step`, `orion_outer_steps`: the furthest stage behind, and the run's length.
+- `orion_finished`: 1 once the run is over.
+- `orion_stage_outer_step{stage}`, `orion_stage_phase{stage,phase}`: 1 for the phase that a stage is in.
+- `orion_members{stage,state}`: miners by stage and state.
+- `orion_microbatches_total{outcome}`: trips started, applied, cancelled.
+- `orion_tokens_total`: tokens of applied microbatches.
+- `orion_loss`: the newest loss.
+- `orion_anchors_equal`: 1 while all replicas agreed in every outer step.
+- `orion_checks_total{passed}`: verdicts of validators.
+- `orion_queue_events`: events that wait to be decided.
+- `orion_events_total`, `orion_journal_seconds`: events decided, and how long their commits took.
+- `orion_requests_total{route,status}`, `orion_request_seconds{route}`: requests answered.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from orion.common.ids import MemberState, Phase
+from orion.common.protocol.messages import RunStatus
+
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class LoopMetrics:
+    """What the loop counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter("orion_events", "Events decided", registry=registry)
+        self.journal_seconds = Histogram(
+            "orion_journal_seconds", "Time of a commit", registry=registry, buckets=_SECONDS_BUCKETS
+        )
+
+
+class RequestMetrics:
+    """What the API counts. Routes are patterns, never paths, so that nobody can make new series."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("orion_requests", "Requests answered", ["route", "status"], registry=registry)
+        self.seconds = Histogram(
+            "orion_request_seconds", "Time to answer", ["route"], registry=registry, buckets=_SECONDS_BUCKETS
+        )
+
+
+class RunCollector(Collector):
+    """Reads the run's status whenever somebody asks for the metrics."""
+
+    def __init__(self, status: Callable[[], RunStatus], num_queued: Callable[[], int]) -> None:
+        self._status = status
+        self._num_queued = num_queued
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        yield _gauge("orion_outer_step", "Outer step of the stage furthest behind", status.outer_step)
+        yield _gauge("orion_outer_steps", "Outer steps of the run", status.outer_steps)
+        yield _gauge("orion_finished", "Whether the run is over", status.finished)
+        yield _gauge("orion_anchors_equal", "Whether all replicas always agreed", status.anchors_equal)
+        yield _gauge("orion_queue_events", "Events that wait to be decided", self._num_queued())
+        if status.recent_losses:
+            yield _gauge("orion_loss", "Newest loss", status.recent_losses[-1].loss)
+        yield from self._by_stage(status)
+        microbatches = CounterMetricFamily("orion_microbatches", "Trips of microbatches", labels=["outcome"])
+        microbatches.add_metric(["started"], status.microbatches_started)
+        microbatches.add_metric(["applied"], status.microbatches_applied)
+        microbatches.add_metric(["cancelled"], status.microbatches_cancelled)
+        yield microbatches
+        yield CounterMetricFamily("orion_tokens", "Tokens of applied microbatches", value=status.tokens)
+        checks = CounterMetricFamily("orion_checks", "Verdicts of validators", labels=["passed"])
+        checks.add_metric(["true"], status.num_checks - status.num_verdicts_failed)
+        checks.add_metric(["false"], status.num_verdicts_failed)
+        yield checks
+
+    def _by_stage(self, status: RunStatus) -> Iterator[Metric]:
+        outer_steps = GaugeMetricFamily("orion_stage_outer_step", "Outer step of a stage", labels=["stage"])
+        phases = GaugeMetricFamily("orion_stage_phase", "Phase of a stage", labels=["stage", "phase"])
+        for stage in status.stages:
+            outer_steps.add_metric([str(stage.stage_index)], stage.outer_step)
+            for phase in Phase:
+                phases.add_metric([str(stage.stage_index), phase.value], float(stage.phase is phase))
+        yield outer_steps
+        yield phases
+        tally = Tally((miner.stage_index, miner.state) for miner in status.miners)
+        members = GaugeMetricFamily("orion_members", "Miners", labels=["stage", "state"])
+        for stage in status.stages:
+            for state in MemberState:
+                members.add_metric([str(stage.stage_index), state.value], tally[(stage.stage_index, state)])
+        yield members
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))

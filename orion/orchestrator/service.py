@@ -1,0 +1,170 @@
+"""Puts the orchestrator's parts together and runs them: journal, core, loop, store, HTTP server, metagraph.
+
+Owns start and stop. Whatever ends unasked ends all of it with its error; cancelling `serve` stops it cleanly: requests
+that wait are refused, the last commit is finished, the journal is let go.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from orion.common.clock import Clock, SystemClock
+from orion.common.config import RunSpec
+from orion.common.errors import ConfigError, TransportError
+from orion.common.net.chain import Chain, ChainError
+from orion.common.net.gate import Gate
+from orion.common.net.http import SERVER_KEEPALIVE_S
+from orion.common.net.store import DirectoryStore, UrlSigner
+from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
+from orion.common.train.data_index import INDEX_FILE, dataset_files, read_index
+from orion.orchestrator.api import ApiParts, build_app
+from orion.orchestrator.config import OrchestratorConfig
+from orion.orchestrator.core import OrchestratorCore
+from orion.orchestrator.events import MetagraphUpdated, Neuron
+from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
+from orion.orchestrator.loop import OrchestratorLoop
+from orion.orchestrator.metrics import LoopMetrics, RunCollector
+
+_STOP_S = 3
+"""What connections have left to end when the server stops; waiting feeds are answered at once."""
+_BACKLOG = 4_096
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(
+    config: OrchestratorConfig,
+    spec: RunSpec,
+    keypair: Keypair,
+    chain: Chain,
+    *,
+    clock: Clock | None = None,
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """Runs the orchestrator until it is cancelled; goes on where its journal ends.
+
+    `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
+    another run or the port is taken, DataError when the prepared data is damaged, and whatever ends a part of it.
+    """
+    clock = clock if clock is not None else SystemClock()
+    data_files = _data_files(config.data_folder, spec)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(_listen(config)))
+        config.state_folder.mkdir(parents=True, exist_ok=True)
+        header = Header(spec.digest, secrets.token_bytes(SECRET_BYTES))
+        journal = SqliteJournal(config.state_folder / "journal.sqlite", header)
+        stack.callback(journal.close)
+        store = DirectoryStore(config.state_folder / "store")
+        registry = CollectorRegistry()
+        loop = OrchestratorLoop(
+            OrchestratorCore(spec, random.Random(journal.header.derived("draws"))),
+            journal,
+            store,
+            clock,
+            LoopMetrics(registry),
+            tick_s=config.tick_s,
+            queue_max=config.queue_max,
+        )
+        registry.register(RunCollector(lambda: loop.core.status(clock.now_s()), lambda: loop.num_queued))
+        app = build_app(
+            ApiParts(
+                spec=spec,
+                loop=loop,
+                gate=Gate(Verifier(hotkey_of(keypair)), spec.digest, clock),
+                store=store,
+                signer=UrlSigner(journal.header.derived("object urls")),
+                clock=clock,
+                grant_s=config.grant_s,
+                data_files=data_files,
+                registry=registry,
+            )
+        )
+        url = f"http://{config.host}:{listener.getsockname()[1]}"
+        _log.info("orchestrator_started", url=url, run_id=spec.run_id, run=spec.digest, phases=loop.core.phases())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(loop.run())
+            group.create_task(_poll_metagraph(loop, chain, config.chain_poll_s))
+            group.create_task(_serve_http(app, listener, url, on_listening))
+
+
+async def _poll_metagraph(loop: OrchestratorLoop, chain: Chain, poll_s: float) -> None:
+    """Tells the core who is registered, whenever that changes. Without the chain, what was known before stands."""
+    told: tuple[Neuron, ...] | None = None
+    while True:
+        try:
+            metagraph = await chain.metagraph()
+        except (TransportError, ChainError) as error:
+            _log.warning("metagraph_not_read", error=str(error))
+        else:
+            neurons = tuple(
+                Neuron(hotkey=neuron.hotkey, validator_permit=neuron.validator_permit) for neuron in metagraph.neurons
+            )
+            if neurons != told:
+                _log.info("metagraph_changed", neurons=len(neurons), block=metagraph.block)
+                await loop.post(MetagraphUpdated(neurons=neurons))
+                told = neurons
+        await asyncio.sleep(poll_s)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own handling of signals: stopping is the caller's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve_http(
+    app: FastAPI, listener: socket.socket, url: str, on_listening: Callable[[str], None] | None
+) -> None:
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=int(SERVER_KEEPALIVE_S),
+            timeout_graceful_shutdown=_STOP_S,
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    if on_listening is not None:
+        on_listening(url)  # the socket listens already: whoever comes now is served as soon as the loop turns
+    try:
+        await asyncio.shield(serving)
+    finally:
+        server.should_exit = True
+        await serving
+    raise RuntimeError("the HTTP server has stopped by itself")
+
+
+def _listen(config: OrchestratorConfig) -> socket.socket:
+    try:
+        return socket.create_server((config.host, config.port), backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port"
+        ) from error
+
+
+def _data_files(folder: Path | None, spec: RunSpec) -> dict[str, Path]:
+    """The prepared data's files by name; none without a folder. Raises DataError, or ConfigError for other data."""
+    if folder is None:
+        return {}
+    index = read_index(folder)
+    if spec.data_digest is not None and index.digest != spec.data_digest:
+        raise ConfigError(f"{folder} holds the data {index.digest}, the run is made for {spec.data_digest}")
+    names = [INDEX_FILE, *(file.name for file in dataset_files(index))]
+    return {name: folder / name for name in dict.fromkeys(names)}
