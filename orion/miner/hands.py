@@ -1,0 +1,312 @@
+"""Carries out the core's effects towards the orchestrator, the store and the device.
+
+Owns what each failure means as an event; decides nothing and keeps no state of its own. Every effect ends as exactly
+one event, whatever happens; only a mistake of our own, or of the user (`DataError`), raises. What it asks and where it
+computes is given to it, so that it needs no event loop: the simulator runs it too. Time limits are the caller's, who
+turns one that has passed into the event of `failed`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Protocol
+
+from orion.common.config import RunSpec
+from orion.common.errors import TransportError
+from orion.common.ids import Hotkey
+from orion.common.model.config import ModelConfig
+from orion.common.model.params import stage_num_params
+from orion.common.model.splits import SplitRule, stage_layouts
+from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.offload import Offload, in_thread
+from orion.common.protocol.codec import Body, body_size
+from orion.common.protocol.keys import reduced_key
+from orion.common.protocol.messages import (
+    Applied,
+    CheckpointUploaded,
+    Done,
+    Join,
+    Joined,
+    Lease,
+    LeaseRequest,
+    ObjectRef,
+    Reduced,
+    RefusalCode,
+    Report,
+    Uploaded,
+)
+from orion.common.protocol.refusals import RefusedError
+from orion.common.train.partition import partition_bounds
+from orion.miner.effects import (
+    ApplyManifest,
+    Compute,
+    LoadAnchor,
+    ReducePartition,
+    RequestJoin,
+    RequestLease,
+    SendNotice,
+    SendReport,
+    UploadCheckpoint,
+    UploadPseudoGradient,
+)
+from orion.miner.events import (
+    AnchorFailed,
+    AnchorLoaded,
+    ApplyEnded,
+    ApplyFailed,
+    CheckpointEnded,
+    ComputeEnded,
+    JoinEnded,
+    LeaseGranted,
+    LeaseRefused,
+    NoticeEnded,
+    ReduceEnded,
+    ReduceFailed,
+    ReportEnded,
+    SendOutcome,
+    UploadEnded,
+)
+from orion.miner.reduce import Slice, reduce_partition, slice_spec
+from orion.miner.worker import DeviceWorker, TokenSource
+
+Deed = (
+    RequestJoin
+    | RequestLease
+    | SendReport
+    | SendNotice
+    | LoadAnchor
+    | ApplyManifest
+    | UploadPseudoGradient
+    | ReducePartition
+    | UploadCheckpoint
+)
+"""Effects that are carried out here and may fail."""
+
+Ending = (
+    JoinEnded
+    | LeaseGranted
+    | LeaseRefused
+    | ReportEnded
+    | NoticeEnded
+    | AnchorLoaded
+    | AnchorFailed
+    | ApplyEnded
+    | ApplyFailed
+    | UploadEnded
+    | ReduceEnded
+    | ReduceFailed
+    | CheckpointEnded
+)
+"""The events that they end as."""
+
+_REPEATED = frozenset({RefusalCode.BUSY, RefusalCode.NOT_MEMBER, RefusalCode.BAD_SIGNATURE})
+"""Refusals of a report that another attempt may not meet; any other would come again for ever."""
+
+
+class Orchestrator(Protocol):
+    """What is asked of the orchestrator (`OrchestratorClient`)."""
+
+    async def join(self, join: Join) -> Joined: ...
+
+    async def lease(self, request: LeaseRequest) -> Lease: ...
+
+    async def report(self, report: Report) -> Done: ...
+
+    async def uploaded(self, uploaded: Uploaded) -> Done: ...
+
+    async def reduced(self, reduced: Reduced) -> Done: ...
+
+    async def applied(self, applied: Applied) -> Done: ...
+
+    async def checkpoint(self, checkpoint: CheckpointUploaded) -> Done: ...
+
+
+class Objects(Protocol):
+    """The object store (`ObjectClient`)."""
+
+    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]: ...
+
+    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]: ...
+
+
+class Hands:
+    """What one miner acts with."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        hotkey: Hotkey,
+        *,
+        join: Join,
+        orchestrator: Orchestrator,
+        objects: Objects,
+        anchors: AnchorLoader,
+        worker: DeviceWorker,
+        open_tokens: Callable[[], Awaitable[TokenSource]],
+        on_device: Offload,
+        offload: Offload = in_thread,
+    ) -> None:
+        """`open_tokens` gets the run's data, once, when the first stage is assigned. `on_device` computes with the
+        worker, one thing after the other; `offload` computes anything else."""
+        self._spec = spec
+        self._hotkey = hotkey
+        self._join = join
+        self._orchestrator = orchestrator
+        self._objects = objects
+        self._anchors = anchors
+        self._worker = worker
+        self._open_tokens = open_tokens
+        self._on_device = on_device
+        self._offload = offload
+
+    async def compute(self, effect: Compute) -> ComputeEnded:
+        """Has the device do a job."""
+        return ComputeEnded(await self._on_device(partial(self._worker.run, effect.job)))
+
+    async def carry_out(self, deed: Deed) -> Ending:
+        """Does it, and gives the event that it ends as. Raises DataError."""
+        try:
+            return await self._do(deed)
+        except (TransportError, RefusedError) as error:
+            return failed(deed, error)
+
+    async def _do(self, deed: Deed) -> Ending:
+        match deed:
+            case RequestJoin():
+                return JoinEnded(await self._orchestrator.join(self._join))
+            case RequestLease(request):
+                return LeaseGranted(await self._orchestrator.lease(request))
+            case SendReport(report):
+                await self._orchestrator.report(report)
+                return ReportEnded(report.sequence, acknowledged=True)
+            case SendNotice():
+                return await self._notify(deed)
+            case LoadAnchor():
+                return await self._load(deed)
+            case ApplyManifest():
+                return await self._apply(deed)
+            case UploadPseudoGradient():
+                return await self._upload(deed)
+            case ReducePartition():
+                return await self._reduce(deed)
+            case UploadCheckpoint():
+                return await self._upload_checkpoint(deed)
+
+    async def _notify(self, deed: SendNotice) -> Ending:
+        match deed.notice:
+            case Uploaded() as uploaded:
+                await self._orchestrator.uploaded(uploaded)
+            case Reduced() as reduced:
+                await self._orchestrator.reduced(reduced)
+            case Applied() as applied:
+                await self._orchestrator.applied(applied)
+            case CheckpointUploaded() as checkpoint:
+                await self._orchestrator.checkpoint(checkpoint)
+        return NoticeEnded(deed.notice, SendOutcome.ACCEPTED)
+
+    async def _load(self, deed: LoadAnchor) -> Ending:
+        if deed.stage_index == 0 and self._worker.tokens is None:
+            self._worker.tokens = await self._open_tokens()
+        state = await self._anchors.load(deed.stage_index, deed.outer_step, deed.checkpoint)
+        digest = await self._on_device(partial(self._worker.load, deed.stage_index, state))
+        return AnchorLoaded(deed.stage_index, deed.outer_step, digest)
+
+    async def _apply(self, deed: ApplyManifest) -> Ending:
+        before = self._worker.outer_state
+        assert before is not None, "a manifest is applied to nothing"
+        after = await self._anchors.apply(before, deed.manifest)
+        digest = await self._on_device(partial(self._worker.load, deed.manifest.stage_index, after))
+        return ApplyEnded(deed.manifest.outer_step, digest)
+
+    async def _upload(self, deed: UploadPseudoGradient) -> Ending:
+        outbox = self._worker.outbox
+        if any(ref.key not in outbox for ref in deed.objects):
+            return UploadEnded(deed.outer_step, succeeded=False)  # the stage has gone on meanwhile
+        await self._objects.put_many({ref.key: outbox[ref.key] for ref in deed.objects})
+        self._worker.outbox = {}
+        return UploadEnded(deed.outer_step, succeeded=True)
+
+    async def _reduce(self, deed: ReducePartition) -> Ending:
+        spec, index = self._spec, deed.partition_index
+        partition = partition_bounds(_num_params(spec, deed.stage_index), spec.num_partitions)[index]
+        size_bytes = body_size(slice_spec(spec.codec, partition.num_params))
+        refs = {
+            contribution.hotkey: contribution.objects[index]
+            for contribution in deed.contributions
+            if index < len(contribution.objects) and contribution.objects[index].size_bytes == size_bytes
+        }
+        bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
+        slices = [
+            Slice(contribution.hotkey, contribution.num_microbatches, bodies.get(contribution.hotkey))
+            for contribution in deed.contributions
+        ]
+        reduction = await self._offload(partial(reduce_partition, spec.codec, partition.num_params, slices))
+        if reduction.mean is None:
+            return ReduceEnded(deed.outer_step, index, None, reduction.excluded)
+        key = reduced_key(deed.outer_step, deed.stage_index, self._hotkey, index)
+        (ref,) = await self._objects.put_many({key: reduction.mean})
+        return ReduceEnded(deed.outer_step, index, ref, reduction.excluded)
+
+    async def _upload_checkpoint(self, deed: UploadCheckpoint) -> Ending:
+        # Beside the device: the anchor's tensors are never written to.
+        encoded = await self._offload(partial(self._worker.encode_checkpoint, deed.stage_index, deed.outer_step))
+        if encoded is None:
+            return CheckpointEnded(deed.outer_step, None)
+        key, body = encoded
+        (ref,) = await self._objects.put_many({key: body})
+        return CheckpointEnded(deed.outer_step, ref)
+
+
+def failed(deed: Deed, error: Exception) -> Ending:
+    """The event that an effect ends as when it has come to nothing."""
+    refusal = error.refusal if isinstance(error, RefusedError) else None
+    match deed:
+        case RequestJoin():
+            return JoinEnded(None)
+        case RequestLease():
+            return LeaseRefused(None if refusal is None else refusal.retry_after_s)
+        case SendReport(report):
+            return ReportEnded(report.sequence, acknowledged=refusal is not None and refusal.code not in _REPEATED)
+        case SendNotice(notice):
+            if refusal is None:
+                return NoticeEnded(notice, SendOutcome.UNREACHABLE)
+            is_final = refusal.retry_after_s is None and refusal.code is not RefusalCode.BUSY
+            return NoticeEnded(notice, SendOutcome.REFUSED if is_final else SendOutcome.BUSY)
+        case LoadAnchor():
+            return AnchorFailed(str(error))
+        case ApplyManifest(manifest):
+            return ApplyFailed(manifest.outer_step, str(error))
+        case UploadPseudoGradient():
+            return UploadEnded(deed.outer_step, succeeded=False)
+        case ReducePartition():
+            return ReduceFailed(deed.outer_step, deed.partition_index, str(error))
+        case UploadCheckpoint():
+            return CheckpointEnded(deed.outer_step, None)
+
+
+def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
+    """The most bytes that carrying out an effect may move, for its time limit."""
+    match deed:
+        case RequestJoin() | RequestLease() | SendReport() | SendNotice():
+            return 0.0
+        case LoadAnchor():
+            # A checkpoint (anchor and momentum) and the means since it.
+            return _num_params(spec, deed.stage_index) * (8.0 + 4.0 * spec.keep_outer_steps)
+        case ApplyManifest(manifest):
+            return _num_params(spec, manifest.stage_index) * 4.0
+        case UploadPseudoGradient():
+            return float(sum(ref.size_bytes for ref in deed.objects))
+        case ReducePartition():
+            # Every contribution's slice, and the mean; no slice is larger than fp32.
+            partition_bytes = 4.0 * (_num_params(spec, deed.stage_index) // spec.num_partitions + 1)
+            return partition_bytes * (len(deed.contributions) + 1)
+        case UploadCheckpoint():
+            return _num_params(spec, deed.stage_index) * 8.0
+
+
+def _num_params(spec: RunSpec, stage_index: int) -> int:
+    return _stage_sizes(spec.model, spec.num_stages, spec.split)[stage_index]
+
+
+@lru_cache(maxsize=8)  # building a stage to count its parameters takes milliseconds
+def _stage_sizes(model: ModelConfig, num_stages: int, split: SplitRule) -> tuple[int, ...]:
+    return tuple(stage_num_params(model, layout) for layout in stage_layouts(model, num_stages, split))

@@ -1,0 +1,112 @@
+"""What goes to other miners: tensors and cancels.
+
+Owns what each failure of a send means as an event. Whom to ask and how often is the core's business. What it sends with
+is given to it, so that it needs no event loop of its own.
+"""
+
+from typing import Protocol
+
+from orion.common.clock import Clock
+from orion.common.config import RunSpec
+from orion.common.errors import TransportError
+from orion.common.ids import Direction, Hotkey
+from orion.common.protocol import routes
+from orion.common.protocol.codec import Body
+from orion.common.protocol.messages import Accepted, Cancel, Done, RefusalCode, Transfer
+from orion.common.protocol.refusals import RefusedError
+from orion.miner.cache import OUTGOING, TensorCache
+from orion.miner.effects import SendCancel, SendTensor
+from orion.miner.events import SendEnded, SendOutcome
+
+SEND_GRACE_S = 5.0
+"""What a peer may take to answer, beyond moving the bytes: it decides in memory, so this covers a loaded machine."""
+CANCEL_TIMEOUT_S = 5.0
+CANCEL_ATTEMPTS = 2
+
+ROUTES = {Direction.ACTIVATION: routes.FORWARD, Direction.GRADIENT: routes.BACKWARD}
+
+
+class Peers(Protocol):
+    """How other miners are asked (`RpcClient`)."""
+
+    async def send_tensor(
+        self, base_url: str, receiver: Hotkey, route: str, transfer: Transfer, body: Body, *, timeout_s: float
+    ) -> Accepted: ...
+
+    async def call(
+        self,
+        base_url: str,
+        receiver: Hotkey,
+        route: str,
+        message: Cancel,
+        answer_type: type[Done],
+        *,
+        timeout_s: float,
+    ) -> Done: ...
+
+
+class PeerClient:
+    """Sends for one miner."""
+
+    def __init__(self, spec: RunSpec, peers: Peers, cache: TensorCache, clock: Clock) -> None:
+        self._floor_bytes_per_s = spec.time_limits.bandwidth_floor_bytes_per_s
+        self._peers = peers
+        self._cache = cache
+        self._clock = clock
+
+    async def send(self, effect: SendTensor) -> SendEnded:
+        """Offers a tensor to a peer, once."""
+        transfer = effect.transfer
+        parcel = self._cache.get(transfer.microbatch_id, OUTGOING[transfer.direction])
+        if parcel is None:
+            # Freed since the core decided to send it; whatever the answer would be, nobody waits for it.
+            return self._ended(effect, SendOutcome.REFUSED, 0.0, code=RefusalCode.NOT_FOUND)
+        began_s = self._clock.monotonic_s()
+        timeout_s = SEND_GRACE_S + transfer.size_bytes / self._floor_bytes_per_s
+        try:
+            accepted = await self._peers.send_tensor(
+                effect.url, effect.peer, ROUTES[transfer.direction], transfer, parcel.body, timeout_s=timeout_s
+            )
+        except TransportError:
+            return self._ended(effect, SendOutcome.UNREACHABLE, self._clock.monotonic_s() - began_s)
+        except RefusedError as error:
+            outcome = SendOutcome.BUSY if error.code is RefusalCode.BUSY else SendOutcome.REFUSED
+            seconds = self._clock.monotonic_s() - began_s
+            return self._ended(effect, outcome, seconds, code=error.code, retry_after_s=error.retry_after_s)
+        seconds = self._clock.monotonic_s() - began_s
+        return self._ended(effect, SendOutcome.ACCEPTED, seconds, queued=accepted.queued)
+
+    async def cancel(self, effect: SendCancel) -> bool:
+        """Tells a peer, twice if need be; whether it heard."""
+        for _ in range(CANCEL_ATTEMPTS):
+            try:
+                await self._peers.call(
+                    effect.url, effect.peer, routes.CANCEL, effect.cancel, Done, timeout_s=CANCEL_TIMEOUT_S
+                )
+            except TransportError:
+                continue
+            except RefusedError:
+                return False
+            return True
+        return False
+
+    @staticmethod
+    def _ended(
+        effect: SendTensor,
+        outcome: SendOutcome,
+        seconds: float,
+        *,
+        code: RefusalCode | None = None,
+        retry_after_s: float | None = None,
+        queued: int = 0,
+    ) -> SendEnded:
+        return SendEnded(
+            microbatch_id=effect.transfer.microbatch_id,
+            direction=effect.transfer.direction,
+            peer=effect.peer,
+            outcome=outcome,
+            seconds=seconds,
+            code=code,
+            retry_after_s=retry_after_s,
+            queued=queued,
+        )

@@ -1,0 +1,97 @@
+"""One partition's mean: from the encoded slices of all contributors to the bytes that both reducers must agree on.
+
+Pure and synchronous. Owns the rule of what is left out: what has the wrong size or layout, is not finite, or, among
+three or more, has a norm far above the median. The same bytes give the same mean and the same exclusions everywhere:
+everything runs in fp32 on the host, in the plan's order, and norms, which are summed in fp64, are compared with a
+generous bound.
+
+Letters in names: N values of the partition.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orion.common.ids import Hotkey
+from orion.common.protocol.codec import Body, TensorSpec, decode, encode
+from orion.common.protocol.messages import Exclusion
+from orion.common.protocol.refusals import RefusedError
+from orion.common.train.compress import CodecName, DecodeError, codec_for
+from orion.common.train.outer import contribution_norm, weighted_mean_in_order
+from orion.common.train.partition import select_contributions
+
+NORM_RATIO_MAX = 10.0
+"""Times the median norm. Honest replicas of a stage, which start from one anchor and take about as many steps, lie
+within a factor of two of each other."""
+
+WRONG_SIZE = "wrong size"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One contributor's encoded part of its pseudo-gradient."""
+
+    hotkey: Hotkey
+    num_microbatches: int
+    """Its weight."""
+    body: bytearray | None
+    """None: its size is not that of this partition, so it was not fetched."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduction:
+    """What a reducer delivers."""
+
+    mean: Body | None
+    """None: nothing was fit to enter it."""
+    excluded: tuple[Exclusion, ...]
+
+
+def slice_spec(codec: CodecName, num_values: int) -> dict[str, TensorSpec]:
+    """What the body of a slice of so many values must hold."""
+    layout = codec_for(codec).layout(num_values)
+    return {name: TensorSpec(spec.dtype, spec.shape) for name, spec in layout.items()}
+
+
+def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
+    """The body of a contributor's slice: finite fp32 values in host memory."""
+    return encode(codec_for(codec).encode(values_N, None).tensors)
+
+
+def reduce_partition(codec: CodecName, num_values: int, slices: Sequence[Slice]) -> Reduction:
+    """The weighted mean of the slices, in the given order, without those that are unfit."""
+    reasons: dict[Hotkey, str] = {}
+    values: dict[Hotkey, Tensor] = {}
+    for part in slices:
+        decoded = _decode(codec, num_values, part.body)
+        if isinstance(decoded, str):
+            reasons[part.hotkey] = decoded
+        else:
+            values[part.hotkey] = decoded
+    selection = select_contributions(
+        {hotkey: contribution_norm(values_N) for hotkey, values_N in values.items()}, NORM_RATIO_MAX
+    )
+    reasons.update(selection.rejected)
+    weighted = [
+        (float(part.num_microbatches), values[part.hotkey]) for part in slices if part.hotkey in selection.accepted
+    ]
+    excluded = tuple(
+        Exclusion(hotkey=part.hotkey, reason=reasons[part.hotkey][:500]) for part in slices if part.hotkey in reasons
+    )
+    if not weighted:
+        return Reduction(None, excluded)
+    return Reduction(encode({"mean": weighted_mean_in_order(weighted)}), excluded)
+
+
+def _decode(codec: CodecName, num_values: int, body: bytearray | None) -> Tensor | str:
+    """The slice's values, or why it has none."""
+    if body is None:
+        return WRONG_SIZE
+    try:
+        tensors = decode(body, slice_spec(codec, num_values), len(body))
+        return codec_for(codec).decode(tensors, num_values)
+    except RefusedError as error:
+        return error.refusal.message
+    except DecodeError as error:
+        return str(error)

@@ -1,0 +1,248 @@
+"""`DeviceWorker`: does what the core gives the device to do. Synchronous; one thread at a time calls it.
+
+Owns the engine and what lies between it and the cache: tokens, encoding, digests, evidence, the outbox. Knows nothing
+of peers, phases or time. The real miner calls it from its device thread, the simulator in place.
+
+Invariants: what it hands on is finite; each operation that changed or could have shown anything is counted in the order
+of the log, so that evidence and log agree.
+
+Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from orion.common.config import RunSpec
+from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
+from orion.common.model.params import num_params
+from orion.common.model.stage import Stage
+from orion.common.protocol.codec import Body, encode
+from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
+from orion.common.protocol.messages import ObjectRef, Operation
+from orion.common.train.anchor import checkpoint_tensors
+from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
+from orion.common.train.outer import OuterState, state_digest
+from orion.common.train.partition import partition_bounds
+from orion.miner.cache import Parcel, Slot, TensorCache
+from orion.miner.events import (
+    Backward,
+    BackwardDone,
+    BodyRef,
+    ComputeRefused,
+    EncodePseudoGradient,
+    Forward,
+    ForwardDone,
+    InnerStep,
+    InnerStepDone,
+    Job,
+    JobResult,
+    PseudoGradientEncoded,
+)
+from orion.miner.evidence import EvidenceStore
+from orion.miner.reduce import encode_slice
+
+WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TokenSource(Protocol):
+    """The run's prepared data (`orion.common.train.data.TokenDataset`)."""
+
+    def microbatch(self, run_seed: int, data_id: int) -> npt.NDArray[np.int64]:
+        """ids_BU of a data id."""
+        ...
+
+
+class DeviceWorker:
+    """The device of one miner."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        hotkey: Hotkey,
+        *,
+        cache: TensorCache,
+        evidence: EvidenceStore,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self._spec = spec
+        self._hotkey = hotkey
+        self._cache = cache
+        self._evidence = evidence
+        self.tokens: TokenSource | None = None
+        """The run's data; must be there before the first stage is loaded."""
+        self._device = device
+        self._compute_dtype = compute_dtype
+        self._stage_index = -1
+        self._engine: StageEngine | None = None
+        self._held: set[MicrobatchId] = set()
+        """What the engine holds."""
+        self._is_fresh = True
+        """Nothing was computed on the loaded anchor yet."""
+        self.outbox: dict[str, Body] = {}
+        """The encoded pseudo-gradient by object key, until it is uploaded or the next anchor is loaded."""
+
+    @property
+    def outer_state(self) -> OuterState | None:
+        """The anchor that the engine stands on; nobody writes into its tensors."""
+        return None if self._engine is None else self._engine.outer_state
+
+    @property
+    def num_held(self) -> int:
+        """Microbatches between forward and backward."""
+        return len(self._held)
+
+    def run(self, job: Job) -> JobResult:
+        """Does one job. An anchor must have been loaded."""
+        match job:
+            case Forward(microbatch_id, data_id):
+                return self._forward(microbatch_id, data_id)
+            case Backward(microbatch_id):
+                return self._backward(microbatch_id)
+            case InnerStep(inner_step_index, share):
+                report = self._current.inner_step(inner_step_index, share)
+                self._keep_evidence(Operation.INNER_STEP)
+                return InnerStepDone(report.num_microbatches, report.refused_reason)
+            case EncodePseudoGradient(outer_step):
+                return self._encode_pseudo_gradient(outer_step)
+
+    def load(self, stage_index: int, state: OuterState) -> Digest:
+        """Stands at the start of the state's outer step; whatever was held is let go. The state's digest."""
+        if self._engine is None or self._stage_index != stage_index:
+            self._engine = self._build(stage_index)
+            self._stage_index = stage_index
+        self._engine.load(state)
+        self._engine.begin_outer_step()
+        self._held.clear()
+        self.outbox = {}
+        self._is_fresh = True
+        return state_digest(state)
+
+    def free(self, microbatch_id: MicrobatchId) -> None:
+        """Lets go of all that is held of a microbatch."""
+        self._cache.free(microbatch_id)
+        if microbatch_id in self._held:
+            self._held.remove(microbatch_id)
+            self._current.drop(microbatch_id)
+
+    def encode_checkpoint(self, stage_index: int, outer_step: int) -> tuple[str, Body] | None:
+        """Key and body of the anchor's checkpoint; None when the engine stands elsewhere by now."""
+        if self._engine is None or (self._stage_index, self._outer_step) != (stage_index, outer_step):
+            return None
+        key = checkpoint_key(outer_step, stage_index, self._hotkey)
+        return key, encode(checkpoint_tensors(self._engine.outer_state))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _current(self) -> StageEngine:
+        assert self._engine is not None, "no anchor was loaded"
+        return self._engine
+
+    @property
+    def _outer_step(self) -> int:
+        return self._current.outer_state.outer_step
+
+    def _build(self, stage_index: int) -> StageEngine:
+        spec = self._spec
+        assert stage_index > 0 or self.tokens is not None, "the first stage has no data"
+        return StageEngine(
+            Stage(spec.model, spec.layouts[stage_index]),
+            inner=spec.inner,
+            outer=spec.outer,
+            total_params=num_params(spec.model, spec.num_stages, rule=spec.split),
+            device=self._device,
+            compute_dtype=self._compute_dtype,
+            wire_dtype=WIRE_DTYPES[spec.wire_dtype],
+            graphs_max=spec.flow.in_flight_max,
+        )
+
+    def _forward(self, microbatch_id: MicrobatchId, data_id: DataId) -> ForwardDone | ComputeRefused:
+        came_in = self._cache.get(microbatch_id, Slot.ACTIVATION_IN)
+        x_BTC = None if came_in is None else came_in.tensors["z"]
+        ids_BU = self._ids(data_id) if came_in is None else came_in.tensors["ids"].to(torch.int64)
+        # Ids index tables: one that a peer made up must not reach the model.
+        if int(ids_BU.min()) < 0 or int(ids_BU.max()) >= self._spec.model.vocab_size:
+            return ComputeRefused(microbatch_id, "token ids are outside of the vocabulary")
+        try:
+            result = self._current.forward(microbatch_id, x_BTC, ids_BU)
+        except NonFiniteError as error:
+            return ComputeRefused(microbatch_id, str(error))
+        if result.loss is None:
+            self._held.add(microbatch_id)
+        body = self._keep_output(microbatch_id, result, ids_BU)
+        self._keep_evidence(Operation.FORWARD, microbatch_id, came_in, body)
+        return ForwardDone(microbatch_id, _ref(body), result.loss)
+
+    def _keep_output(self, microbatch_id: MicrobatchId, result: ForwardResult, ids_BU: torch.Tensor) -> Body | None:
+        """Puts what is to be sent into the cache: the activation, or on the last stage the input gradient."""
+        if result.output_BTC is not None:
+            tensors = {"z": result.output_BTC, "ids": ids_BU.to(torch.int32)}
+            return self._put(microbatch_id, Slot.ACTIVATION_OUT, tensors)
+        if result.input_grad_BTC is not None:
+            return self._put(microbatch_id, Slot.GRADIENT_OUT, {"g": result.input_grad_BTC})
+        return None
+
+    def _backward(self, microbatch_id: MicrobatchId) -> BackwardDone | ComputeRefused:
+        came_in = self._cache.get(microbatch_id, Slot.GRADIENT_IN)
+        assert came_in is not None, f"no gradient of microbatch {microbatch_id} is there"
+        self._held.remove(microbatch_id)
+        try:
+            result = self._current.backward(microbatch_id, came_in.tensors["g"])
+        except NonFiniteError as error:
+            return ComputeRefused(microbatch_id, str(error))
+        body = None
+        if result.input_grad_BTC is not None:
+            body = self._put(microbatch_id, Slot.GRADIENT_OUT, {"g": result.input_grad_BTC})
+        self._keep_evidence(Operation.BACKWARD, microbatch_id, came_in, body)
+        return BackwardDone(microbatch_id, _ref(body))
+
+    def _keep_evidence(
+        self,
+        operation: Operation,
+        microbatch_id: MicrobatchId | None = None,
+        came_in: Parcel | None = None,
+        went_out: Body | None = None,
+    ) -> None:
+        """Counts an operation of the log. A new log begins with the first operation on an anchor: that of an outer
+        step may have been committed to already when its anchor is loaded again."""
+        if self._is_fresh:
+            self._evidence.begin(self._outer_step)
+            self._is_fresh = False
+        self._evidence.add(
+            self._outer_step,
+            operation,
+            microbatch_id,
+            came_in=None if came_in is None else came_in.body,
+            went_out=went_out,
+        )
+
+    def _put(self, microbatch_id: MicrobatchId, slot: Slot, tensors: dict[str, torch.Tensor]) -> Body:
+        body = encode(tensors)
+        self._cache.put(microbatch_id, slot, Parcel(tensors, body))
+        return body
+
+    def _encode_pseudo_gradient(self, outer_step: int) -> PseudoGradientEncoded:
+        assert self._outer_step == outer_step, f"the engine stands at outer step {self._outer_step}"
+        self.outbox = {}
+        values_N = self._current.pseudo_gradient_N()
+        if not bool(values_N.isfinite().all()):
+            return PseudoGradientEncoded(outer_step, ())
+        for partition in partition_bounds(values_N.numel(), self._spec.num_partitions):
+            key = pseudo_gradient_key(outer_step, self._stage_index, self._hotkey, partition.index)
+            self.outbox[key] = encode_slice(self._spec.codec, values_N[partition.start : partition.end])
+        objects = tuple(
+            ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
+        )
+        return PseudoGradientEncoded(outer_step, objects)
+
+    def _ids(self, data_id: DataId) -> torch.Tensor:
+        assert self.tokens is not None, "the first stage has no data"
+        return torch.from_numpy(self.tokens.microbatch(self._spec.seed, data_id))
+
+
+def _ref(body: Body | None) -> BodyRef | None:
+    return None if body is None else BodyRef(body.digest, body.size_bytes)
