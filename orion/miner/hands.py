@@ -30,6 +30,7 @@ from orion.common.protocol.messages import (
     LeaseRequest,
     ObjectRef,
     Reduced,
+    Refusal,
     RefusalCode,
     Report,
     Uploaded,
@@ -68,17 +69,11 @@ from orion.miner.events import (
 from orion.miner.reduce import Slice, reduce_partition, slice_spec
 from orion.miner.worker import DeviceWorker, TokenSource
 
-Deed = (
-    RequestJoin
-    | RequestLease
-    | SendReport
-    | SendNotice
-    | LoadAnchor
-    | ApplyManifest
-    | UploadPseudoGradient
-    | ReducePartition
-    | UploadCheckpoint
-)
+Question = RequestJoin | RequestLease | SendReport | SendNotice
+"""One request to the orchestrator."""
+Errand = LoadAnchor | ApplyManifest | UploadPseudoGradient | ReducePartition | UploadCheckpoint
+"""Several requests, tensors and computing."""
+Deed = Question | Errand
 """Effects that are carried out here and may fail."""
 
 Ending = (
@@ -171,15 +166,6 @@ class Hands:
 
     async def _do(self, deed: Deed) -> Ending:
         match deed:
-            case RequestJoin():
-                return JoinEnded(await self._orchestrator.join(self._join))
-            case RequestLease(request):
-                return LeaseGranted(await self._orchestrator.lease(request))
-            case SendReport(report):
-                await self._orchestrator.report(report)
-                return ReportEnded(report.sequence, acknowledged=True)
-            case SendNotice():
-                return await self._notify(deed)
             case LoadAnchor():
                 return await self._load(deed)
             case ApplyManifest():
@@ -190,6 +176,20 @@ class Hands:
                 return await self._reduce(deed)
             case UploadCheckpoint():
                 return await self._upload_checkpoint(deed)
+            case _:
+                return await self._ask(deed)
+
+    async def _ask(self, question: Question) -> Ending:
+        match question:
+            case RequestJoin():
+                return JoinEnded(await self._orchestrator.join(self._join))
+            case RequestLease(request):
+                return LeaseGranted(await self._orchestrator.lease(request))
+            case SendReport(report):
+                await self._orchestrator.report(report)
+                return ReportEnded(report.sequence, acknowledged=True)
+            case SendNotice():
+                return await self._notify(question)
 
     async def _notify(self, deed: SendNotice) -> Ending:
         match deed.notice:
@@ -258,8 +258,24 @@ class Hands:
 
 def failed(deed: Deed, error: Exception) -> Ending:
     """The event that an effect ends as when it has come to nothing."""
-    refusal = error.refusal if isinstance(error, RefusedError) else None
     match deed:
+        case LoadAnchor():
+            return AnchorFailed(str(error))
+        case ApplyManifest(manifest):
+            return ApplyFailed(manifest.outer_step, str(error))
+        case UploadPseudoGradient():
+            return UploadEnded(deed.outer_step, succeeded=False)
+        case ReducePartition():
+            return ReduceFailed(deed.outer_step, deed.partition_index, str(error))
+        case UploadCheckpoint():
+            return CheckpointEnded(deed.outer_step, None)
+        case _:
+            return _not_granted(deed, error.refusal if isinstance(error, RefusedError) else None)
+
+
+def _not_granted(question: Question, refusal: Refusal | None) -> Ending:
+    """What a refusal means; None: the orchestrator was not reached."""
+    match question:
         case RequestJoin():
             return JoinEnded(None)
         case RequestLease():
@@ -271,16 +287,6 @@ def failed(deed: Deed, error: Exception) -> Ending:
                 return NoticeEnded(notice, SendOutcome.UNREACHABLE)
             is_final = refusal.retry_after_s is None and refusal.code is not RefusalCode.BUSY
             return NoticeEnded(notice, SendOutcome.REFUSED if is_final else SendOutcome.BUSY)
-        case LoadAnchor():
-            return AnchorFailed(str(error))
-        case ApplyManifest(manifest):
-            return ApplyFailed(manifest.outer_step, str(error))
-        case UploadPseudoGradient():
-            return UploadEnded(deed.outer_step, succeeded=False)
-        case ReducePartition():
-            return ReduceFailed(deed.outer_step, deed.partition_index, str(error))
-        case UploadCheckpoint():
-            return CheckpointEnded(deed.outer_step, None)
 
 
 def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
