@@ -46,7 +46,7 @@ class SwarmView:
 
     def say(self, line: str) -> None:
         """One line that stays, above the live picture."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, status: RunStatus, progress: Progress) -> None:
         if self._live is not None:

@@ -42,6 +42,10 @@ OrchestratorUrl = Annotated[
     str, typer.Option("--orchestrator", help="URL of the orchestrator.", envvar="ORION_ORCHESTRATOR")
 ]
 
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared data; fetched when it is empty.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto = cuda where there is one.")]
+Threads = Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)]
+
 DEFAULT_FOLDER = Path(".orion")
 DEFAULT_WALLETS = Path("~/.bittensor/wallets")
 
@@ -128,6 +132,52 @@ def export(
 
     layout = export_checkpoint(checkpoint, out)
     print(json.dumps({"folder": str(out), "layout": layout}) if as_json else f"{out}: {layout} layout")
+
+
+@app.command(hidden=True)
+def chain_stand_in(
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)],
+    owner: Annotated[str, typer.Option(help="Hotkey of the subnet's owner.")],
+    host: Host = "127.0.0.1",
+    stake: Annotated[list[str] | None, typer.Option(help="HOTKEY=AMOUNT, repeatable.")] = None,
+    stop_with_stdin: StopWithStdin = False,
+) -> None:
+    """Serves the stand-in for the chain that a local swarm uses."""
+    from orion.cli.roles import run_chain_stand_in
+
+    _run(run_chain_stand_in(host, port, owner, stake or []), stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
+def validator(
+    orchestrator: OrchestratorUrl,
+    chain: ChainUrl,
+    data: DataFolder = DEFAULT_FOLDER / "validator-data",
+    wallet_path: WalletPath = DEFAULT_WALLETS,
+    wallet: Wallet = "default",
+    hotkey: HotkeyName = "default",
+    device: Device = "cpu",
+    threads: Threads = 1,
+    niceness: Annotated[int, typer.Option(help="Gives way to other work on this machine; 0 to 19.", min=0, max=19)] = 0,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay after the run has finished.")] = False,
+    stop_with_stdin: StopWithStdin = False,
+) -> None:
+    """Checks a run's miners and sets chain weights."""
+    from orion.cli.roles import log_lines, run_validator
+    from orion.common.protocol.signing import load_hotkey
+    from orion.validator.config import ValidatorConfig
+
+    log_lines()
+    config = ValidatorConfig(
+        orchestrator_url=orchestrator.rstrip("/"),
+        data_folder=data,
+        device=device,
+        num_threads=threads,
+        niceness=niceness,
+        follow=follow,
+    )
+    keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
+    _run(run_validator(config, keypair, chain.rstrip("/")), stop_with_stdin=stop_with_stdin)
 
 
 def _run(work: Coroutine[Any, Any, ResultT], *, stop_with_stdin: bool = False) -> ResultT:

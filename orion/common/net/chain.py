@@ -139,6 +139,10 @@ class Chain(Protocol):
         """Sets uid → weight (any non-negative scale) as the validator `hotkey`."""
         ...
 
+    async def weights_of(self, hotkey: Hotkey) -> dict[int, float]:
+        """The weights that a validator has last set: uid to its share, which sum to 1; empty when it never did."""
+        ...
+
     async def serve_axon(self, hotkey: Hotkey, url: str) -> None:
         """Publishes where `hotkey` can be reached."""
         ...
@@ -247,6 +251,12 @@ class ChainLedger:
     def weights_of(self, hotkey: Hotkey) -> dict[int, int]:
         """The row that a hotkey set: uid to u16. Raises ChainError NOT_REGISTERED."""
         return dict(self._slot_of(hotkey).weights)
+
+    def weight_shares_of(self, hotkey: Hotkey) -> dict[int, float]:
+        """The same row as shares of 1."""
+        row = self.weights_of(hotkey)
+        total = sum(row.values())
+        return {uid: units / total for uid, units in row.items()}
 
     def metagraph(self) -> Metagraph:
         """The subnet as it is."""
@@ -358,6 +368,9 @@ class MemoryChain:
 
     async def set_weights(self, hotkey: Hotkey, weights: Mapping[int, float], version_key: int) -> None:
         self._ledger.set_weights(hotkey, weights, version_key)
+
+    async def weights_of(self, hotkey: Hotkey) -> dict[int, float]:
+        return self._ledger.weight_shares_of(hotkey)
 
     async def serve_axon(self, hotkey: Hotkey, url: str) -> None:
         self._ledger.serve_axon(hotkey, url)

@@ -40,6 +40,7 @@ _METAGRAPH = "/v1/chain/metagraph"
 _HYPERPARAMETERS = "/v1/chain/hyperparameters"
 _REGISTER = "/v1/chain/register"
 _WEIGHTS = "/v1/chain/weights"
+_WEIGHTS_OF = "/v1/chain/weights-of"
 _AXON = "/v1/chain/axon"
 
 
@@ -53,6 +54,10 @@ class _Register(Message):
     hotkey: Ss58
 
 
+class _WeightsQuery(Message):
+    hotkey: Ss58
+
+
 class _Weight(Message):
     uid: int
     weight: Annotated[float, Field(allow_inf_nan=False)]
@@ -61,6 +66,13 @@ class _Weight(Message):
 class _SetWeights(Message):
     weights: Annotated[tuple[_Weight, ...], Field(max_length=WEIGHTS_MAX)]
     version_key: Count
+
+
+class _WeightShares(Message):
+    """Shares of 1, or why there are none."""
+
+    fault: ChainFault | None
+    weights: Annotated[tuple[_Weight, ...], Field(max_length=WEIGHTS_MAX)] = ()
 
 
 class _ServeAxon(Message):
@@ -91,6 +103,7 @@ class ChainServer:
         app.router.add_post(_HYPERPARAMETERS, self._hyperparameters)
         app.router.add_post(_REGISTER, self._register)
         app.router.add_post(_WEIGHTS, self._set_weights)
+        app.router.add_post(_WEIGHTS_OF, self._weights_of)
         app.router.add_post(_AXON, self._serve_axon)
         app.router.add_get(routes.HEALTH, self._health)
         return app
@@ -127,6 +140,15 @@ class ChainServer:
         except ChainError as error:
             return json_answer(_Result(fault=error.fault))
         return json_answer(_Result(fault=None))
+
+    async def _weights_of(self, request: web.Request) -> web.Response:
+        _, query = await signed_json(request, _WeightsQuery)
+        try:
+            shares = self._now().weight_shares_of(query.hotkey)
+        except ChainError as error:
+            return json_answer(_WeightShares(fault=error.fault))
+        weights = tuple(_Weight(uid=uid, weight=share) for uid, share in shares.items())
+        return json_answer(_WeightShares(fault=None, weights=weights))
 
     async def _serve_axon(self, request: web.Request) -> web.Response:
         hotkey, message = await signed_json(request, _ServeAxon)
@@ -176,6 +198,19 @@ class HttpChain:
         check_weights(weights)
         entries = tuple(_Weight(uid=uid, weight=weight) for uid, weight in weights.items())
         await self._submit(_WEIGHTS, _SetWeights(weights=entries, version_key=version_key))
+
+    async def weights_of(self, hotkey: Hotkey) -> dict[int, float]:
+        answer = await self._rpc.call(
+            self._base_url,
+            CHAIN_HOTKEY,
+            _WEIGHTS_OF,
+            _WeightsQuery(hotkey=hotkey),
+            _WeightShares,
+            timeout_s=REQUEST_TIMEOUT_S,
+        )
+        if answer.fault is not None:
+            raise ChainError(answer.fault.code, answer.fault.message, answer.fault.retry_after_blocks)
+        return {item.uid: item.weight for item in answer.weights}
 
     async def serve_axon(self, hotkey: Hotkey, url: str) -> None:
         self._require_own(hotkey)

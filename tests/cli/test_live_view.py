@@ -1,0 +1,76 @@
+"""What people see while a swarm runs."""
+
+import io
+
+from cli_statuses import ALICE, BOB, miner_status, outcome, run_status, stage_state
+from rich.console import Console
+
+from orion.cli.live_view import SwarmView, plain_line
+from orion.cli.progress import ProgressTracker
+from orion.cli.summary import print_summary
+from orion.common.ids import Hotkey, MemberState, Phase
+from orion.common.protocol.messages import RunStatus
+
+NAMES = {ALICE: "miner-0", BOB: "miner-1"}
+
+
+def shown(statuses: list[RunStatus], *, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    tracker = ProgressTracker(100)
+    with SwarmView(console, NAMES) as view:
+        for status in statuses:
+            view.show(status, tracker.update(status))
+    return out.getvalue()
+
+
+def test_the_picture_shows_every_miner_by_name_with_its_state_and_work() -> None:
+    status = run_status(miners=(miner_status(ALICE, 0), miner_status(BOB, 1, MemberState.GONE)))
+    picture = shown([status], terminal=True)
+    for words in ("outer step 1/4", "miner-0", "miner-1", "gone", "1,234", "75%", "loss 4.000", "3 in flight", "left"):
+        assert words in picture
+    assert ALICE not in picture
+
+
+def test_without_a_terminal_lines_appear_when_something_changes_or_time_passes() -> None:
+    start = run_status(now_s=1000.0)
+    same = run_status(now_s=1000.5)
+    upload = run_status(now_s=1001.0, stages=(stage_state(0, Phase.UPLOAD), stage_state(1)))
+    later = run_status(now_s=1020.0, stages=(stage_state(0, Phase.UPLOAD), stage_state(1)))
+    lines = shown([start, same, upload, later], terminal=False).splitlines()
+    assert len(lines) == 3
+    assert "[train train]" in lines[0]
+    assert "[upload train]" in lines[1]
+
+
+def test_notices_name_miners_and_are_said_once() -> None:
+    status = run_status(notices=(f"{ALICE} is gone",))
+    text = shown([status, status.model_copy(update={"now_s": 1100.0})], terminal=False)
+    assert text.count("miner-0 is gone") == 1
+
+
+def test_plain_line_of_a_run_that_has_not_begun() -> None:
+    status = run_status(recent_losses=(), started_s=None, miners=())
+    assert "loss -" in plain_line(status, ProgressTracker(100).update(status))
+
+
+def test_the_summary_names_problems_or_says_that_all_is_well() -> None:
+    def summary(problems: list[str]) -> str:
+        out = io.StringIO()
+        compared = outcome(tokens_per_s_single_process=4000.0, heldout_loss_single_process=5.0)
+        print_summary(Console(file=out, width=120, color_system=None), compared, problems)
+        return out.getvalue()
+
+    good = summary([])
+    for words in ("all is well", "swarm +2.0%", "swarm 50%", "In the beginning", "miner-0", "yes"):
+        assert words in good
+    bad = summary(["the loss did not fall"])
+    assert "the loss did not fall" in bad
+    assert "all is well" not in bad
+
+
+def test_hotkeys_without_a_name_are_shortened() -> None:
+    stranger = Hotkey("5DAAnrj7VHTznn2AWBemMuyBwZWs6FNFjdyVXUeYum3PTXFy")
+    picture = shown([run_status(miners=(miner_status(stranger, 0),))], terminal=True)
+    assert stranger[:12] in picture
+    assert stranger not in picture
