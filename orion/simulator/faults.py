@@ -99,7 +99,7 @@ class Shape:
 def draw_schedule(rng: Random, shape: Shape, num_faults: int) -> tuple[Fault, ...]:
     """`num_faults` faults of kinds, targets and times drawn evenly.
 
-    Crashes leave each stage a replica, and what has crashed for good is not harmed otherwise: such a fault could not fire.
+    Crashes leave each stage a replica. What has crashed for good is not harmed otherwise: such a fault could not fire.
     """
     schedule: list[Fault] = []
     harmed: set[int] = set()

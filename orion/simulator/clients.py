@@ -1,0 +1,190 @@
+"""What a simulated process calls others with: the same methods and errors as the clients of `orion.common.net`.
+
+It owns how a call looks on the simulated network. Every method raises RefusedError or TransportError, as in production,
+so that coroutines of production which take such clients run here unchanged. Signatures are not simulated: the network
+names the true sender.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from blake3 import blake3
+
+from orion.common.errors import TransportError
+from orion.common.ids import Hotkey
+from orion.common.protocol.codec import Body
+from orion.common.protocol.messages import (
+    Accepted,
+    Applied,
+    CheckpointUploaded,
+    CommitmentQuery,
+    Commitments,
+    Done,
+    GrantRequest,
+    Grants,
+    Join,
+    Joined,
+    Lease,
+    LeaseRequest,
+    Ledger,
+    LedgerQuery,
+    ManifestQuery,
+    Manifests,
+    Message,
+    ObjectRef,
+    Reduced,
+    Refusal,
+    RefusalCode,
+    Report,
+    Transfer,
+    Uploaded,
+    Verdict,
+)
+from orion.common.protocol.refusals import RefusedError, refused
+from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, STORE, Ask, AskAll, wire_bytes
+from orion.simulator.store import GetObject, PutObject, Stored
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorSent:
+    """A request with a tensor body, from miner to miner. Answered by `Accepted` or a `Refusal`."""
+
+    transfer: Transfer
+    body: bytes
+
+
+def expect(answer: object | None, answer_type: type[AnswerT], what: str) -> AnswerT:
+    """The answer, when it is one. Raises RefusedError for a refusal, TransportError when nobody was reached."""
+    if answer is None:
+        raise TransportError(f"{what}: unreachable")
+    if isinstance(answer, Refusal):
+        raise RefusedError(answer)
+    assert isinstance(answer, answer_type), f"{what} was answered with {answer!r}"
+    return answer
+
+
+class SimulatedOrchestrator:
+    """The orchestrator as one process asks it."""
+
+    async def call(self, message: Message, answer_type: type[AnswerT], timeout_s: float | None = None) -> AnswerT:
+        """Any message that the orchestrator answers."""
+        answer = await Ask(ORCHESTRATOR, message, wire_bytes(message), timeout_s)
+        return expect(answer, answer_type, type(message).__name__)
+
+    async def join(self, join: Join) -> Joined:
+        return await self.call(join, Joined)
+
+    async def lease(self, request: LeaseRequest) -> Lease:
+        return await self.call(request, Lease)
+
+    async def report(self, report: Report) -> Done:
+        return await self.call(report, Done)
+
+    async def uploaded(self, uploaded: Uploaded) -> Done:
+        return await self.call(uploaded, Done)
+
+    async def reduced(self, reduced: Reduced) -> Done:
+        return await self.call(reduced, Done)
+
+    async def applied(self, applied: Applied) -> Done:
+        return await self.call(applied, Done)
+
+    async def checkpoint(self, checkpoint: CheckpointUploaded) -> Done:
+        return await self.call(checkpoint, Done)
+
+    async def manifests(self, stage_index: int, from_outer_step: int) -> Manifests:
+        return await self.call(ManifestQuery(stage_index=stage_index, from_outer_step=from_outer_step), Manifests)
+
+    async def commitments(self, outer_step: int) -> Commitments:
+        return await self.call(CommitmentQuery(outer_step=outer_step), Commitments)
+
+    async def ledger(self, from_outer_step: int) -> Ledger:
+        return await self.call(LedgerQuery(from_outer_step=from_outer_step), Ledger)
+
+    async def verdict(self, verdict: Verdict) -> Done:
+        return await self.call(verdict, Done)
+
+    async def grants(self, request: GrantRequest) -> Grants:
+        return await self.call(request, Grants)
+
+
+class SimulatedObjects:
+    """The object store as one process sees it; every transfer is granted by the orchestrator first."""
+
+    def __init__(self, orchestrator: SimulatedOrchestrator) -> None:
+        self._orchestrator = orchestrator
+
+    async def get(self, ref: ObjectRef) -> bytearray:
+        return (await self.get_many([ref]))[0]
+
+    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
+        if not refs:
+            return []
+        await self._grant("GET", [ref.key for ref in refs], 0)
+        answers = await AskAll([Ask(STORE, GetObject(ref.key)) for ref in refs])
+        return [_checked(ref, expect(answer, bytes, ref.key)) for ref, answer in zip(refs, answers, strict=True)]
+
+    async def put(self, key: str, body: Body) -> ObjectRef:
+        return (await self.put_many({key: body}))[0]
+
+    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
+        if not bodies:
+            return []
+        await self._grant("PUT", list(bodies), max(body.size_bytes for body in bodies.values()))
+        answers = await AskAll(
+            [
+                Ask(STORE, PutObject(key, body.tobytes()), MESSAGE_BYTES + body.size_bytes)
+                for key, body in bodies.items()
+            ]
+        )
+        for key, answer in zip(bodies, answers, strict=True):
+            expect(answer, Stored, key)
+        return [ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in bodies.items()]
+
+    async def _grant(self, method: Literal["GET", "PUT"], keys: Sequence[str], size_bytes_max: int) -> None:
+        await self._orchestrator.grants(GrantRequest(method=method, keys=tuple(keys), size_bytes_max=size_bytes_max))
+
+
+class SimulatedRpc:
+    """Other miners as one process asks them. URLs are not needed: the receiver's hotkey is its address."""
+
+    def __init__(self, hotkey: Hotkey) -> None:
+        self.hotkey = hotkey
+
+    async def call(
+        self,
+        base_url: str,
+        receiver: Hotkey,
+        route: str,
+        message: Message,
+        answer_type: type[AnswerT],
+        *,
+        timeout_s: float,
+    ) -> AnswerT:
+        answer = await Ask(receiver, message, wire_bytes(message), timeout_s)
+        return expect(answer, answer_type, route)
+
+    async def send_tensor(
+        self, base_url: str, receiver: Hotkey, route: str, transfer: Transfer, body: Body, *, timeout_s: float
+    ) -> Accepted:
+        request = TensorSent(transfer, body.tobytes())
+        answer = await Ask(receiver, request, MESSAGE_BYTES + body.size_bytes, timeout_s)
+        return expect(answer, Accepted, route)
+
+    async def fetch_tensor(
+        self, base_url: str, receiver: Hotkey, route: str, message: Message, *, size_bytes_max: int, timeout_s: float
+    ) -> bytes:
+        answer = await Ask(receiver, message, MESSAGE_BYTES, timeout_s)
+        body = expect(answer, bytes, route)
+        if len(body) > size_bytes_max:
+            raise refused(RefusalCode.TOO_LARGE, f"{route}: {len(body)} bytes")
+        return body
+
+
+def _checked(ref: ObjectRef, body: bytes) -> bytearray:
+    if len(body) != ref.size_bytes or blake3(body).hexdigest() != ref.digest:
+        raise refused(RefusalCode.DIGEST_MISMATCH, f"{ref.key} is not what its reference says")
+    return bytearray(body)

@@ -1,0 +1,258 @@
+"""A miner's process in a simulation: the real core, hands, peer client, worker and engine, in virtual time.
+
+It owns what the real loop and peer server own around them: the feed, heartbeats, wakes, offers and their answers. Jobs
+take the simulated device's time and are then computed for real. A subclass may put a dishonest part in place of one.
+"""
+
+from collections.abc import Coroutine
+
+import torch
+from blake3 import blake3
+
+from orion.common.ids import Direction, Hotkey
+from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.offload import in_place
+from orion.common.protocol.codec import body_size, check_finite, decode, encode, transfer_spec
+from orion.common.protocol.messages import (
+    Cancel,
+    CommittedLog,
+    Done,
+    EvidenceRequest,
+    Feed,
+    Join,
+    LogRequest,
+    Refusal,
+    RefusalCode,
+)
+from orion.common.protocol.refusals import RefusedError, refused
+from orion.miner.cache import INCOMING, Parcel, TensorCache
+from orion.miner.core import MinerCore
+from orion.miner.effects import Accept, Compute, Effect, FreeTensors, ReadBody, Refuse, SendCancel, SendTensor
+from orion.miner.events import (
+    BackwardOffered,
+    BodyEnded,
+    CancelArrived,
+    Event,
+    FeedArrived,
+    ForwardOffered,
+    Ticked,
+)
+from orion.miner.evidence import EvidenceStore
+from orion.miner.hands import Deed, Hands
+from orion.miner.peer_client import PeerClient
+from orion.miner.worker import DeviceWorker
+from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator, SimulatedRpc, TensorSent
+from orion.simulator.clock import Timer
+from orion.simulator.device import Device
+from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, Ask, Host, Pause
+from orion.simulator.network import Address, Respond
+from orion.simulator.orchestrator_host import FeedQuery
+from orion.simulator.tokens import SyntheticTokens
+from orion.simulator.world import World
+
+FEED_WAIT_S = 10.0
+FEED_PAUSE_S = 0.5
+"""Before the feed is asked for again after a failure."""
+HEARTBEATS_PER_SILENCE = 4
+"""Heartbeats within the silence after which a member is gone."""
+READ_S = 0.002
+"""From admission of a body until it is read and checked."""
+EVIDENCE_BYTES_MAX = 64 << 20
+HOST_DEVICE = torch.device("cpu")
+
+
+class MinerHost(Host):
+    """One process of a miner. A restart is another one with the same hotkey and nothing else."""
+
+    def __init__(self, world: World, hotkey: Hotkey, stage_wish: int | None, incarnation: int) -> None:
+        super().__init__(hotkey, world.clock, world.network)
+        self.world = world
+        self.hotkey = hotkey
+        purpose = f"miner {hotkey} {incarnation}"
+        self.device = Device(world.device, world.rng(f"{purpose} device"))
+        self.cache = TensorCache(world.spec.flow.in_flight_max)
+        self.evidence = EvidenceStore(world.spec.validation.replay_ops_max, EVIDENCE_BYTES_MAX)
+        self.worker = self.make_worker()
+        self.core = MinerCore(world.spec, hotkey, world.rng(purpose))
+        self._hands = self._make_hands(stage_wish)
+        self._peers = PeerClient(world.spec, SimulatedRpc(hotkey), self.cache, world.clock)
+        self._offers: dict[int, tuple[TensorSent, Respond]] = {}
+        self._num_offers = 0
+        self._wake: Timer | None = None
+
+    # --- parts that a dishonest miner replaces ------------------------------------------------------------------------
+
+    def make_worker(self) -> DeviceWorker:
+        """What computes."""
+        return DeviceWorker(
+            self.world.spec,
+            self.hotkey,
+            cache=self.cache,
+            evidence=self.evidence,
+            device=HOST_DEVICE,
+            compute_dtype=torch.float32,
+        )
+
+    def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
+        """What reads and writes objects."""
+        return SimulatedObjects(orchestrator)
+
+    # --- the process --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        super().start()
+        self.spawn(self._watch_feed())
+        self.spawn(self._beat())
+
+    def handle(self, event: Event) -> None:
+        """Gives an event to the core and carries out what it wants."""
+        now_s = self.clock.now_s()
+        effects = self.core.handle(event, now_s)
+        self.world.handled(self, event, effects)
+        for effect in effects:
+            self._carry_out(effect)
+        self._set_wake(now_s)
+
+    def serve(self, source: Address, request: object, respond: Respond) -> None:
+        """Takes a request from a peer or a validator."""
+        match request:
+            case TensorSent():
+                self._offered(Hotkey(source), request, respond)
+            case Cancel():
+                respond(Done(), MESSAGE_BYTES)
+                self.handle(CancelArrived(Hotkey(source), request))
+            case LogRequest():
+                self._answer_log(request, respond)
+            case EvidenceRequest():
+                self._answer_evidence(request, respond)
+            case _:
+                raise AssertionError(f"a miner is asked {request!r}")
+
+    def _make_hands(self, stage_wish: int | None) -> Hands:
+        spec, orchestrator = self.world.spec, SimulatedOrchestrator()
+        objects = self.make_objects(orchestrator)
+
+        async def open_tokens() -> SyntheticTokens:
+            return self.world.tokens
+
+        return Hands(
+            spec,
+            self.hotkey,
+            join=Join(url="http://simulated", device="simulated", memory_bytes=0, stage_index=stage_wish),
+            orchestrator=orchestrator,
+            objects=objects,
+            anchors=AnchorLoader(orchestrator, objects, spec, in_place),
+            worker=self.worker,
+            open_tokens=open_tokens,
+            on_device=in_place,
+            offload=in_place,
+        )
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Accept(request_id, accepted):
+                self._offers.pop(request_id)[1](accepted, MESSAGE_BYTES)
+            case Refuse(request_id, refusal):
+                self._offers.pop(request_id)[1](refusal, MESSAGE_BYTES)
+            case ReadBody(request_id):
+                self.after(READ_S, lambda: self.handle(BodyEnded(request_id, self._read(request_id))))
+            case FreeTensors(microbatch_id):
+                self.worker.free(microbatch_id)
+            case SendCancel():
+                self.spawn(self._cancel(effect))
+            case SendTensor():
+                self.spawn(self._then(self._peers.send(effect)))
+            case Compute():
+                self.spawn(self._compute(effect))
+            case _:
+                self.spawn(self._do(effect))
+
+    async def _then(self, work: Coroutine[object, object, Event]) -> None:
+        self.handle(await work)
+
+    async def _do(self, deed: Deed) -> None:
+        self.handle(await self._hands.carry_out(deed))
+
+    async def _cancel(self, effect: SendCancel) -> None:
+        await self._peers.cancel(effect)
+
+    async def _compute(self, effect: Compute) -> None:
+        view = self.core.view
+        self.device.is_last_stage = view is not None and view.stage_index == self.world.spec.num_stages - 1
+        await Pause(self.device.duration_s(effect.job))
+        self.handle(await self._hands.compute(effect))
+
+    # --- offers -------------------------------------------------------------------------------------------------------
+
+    def _offered(self, sender: Hotkey, request: TensorSent, respond: Respond) -> None:
+        request_id = self._num_offers
+        self._num_offers += 1
+        self._offers[request_id] = (request, respond)
+        offered = ForwardOffered if request.transfer.direction is Direction.ACTIVATION else BackwardOffered
+        self.handle(offered(request_id, sender, request.transfer))
+
+    def _read(self, request_id: int) -> Refusal | None:
+        """Checks an admitted body and puts it in the cache; what is wrong with it, if anything."""
+        request, _ = self._offers[request_id]
+        transfer = request.transfer
+        expected = transfer_spec(self.world.spec, transfer.direction, transfer.to_stage)
+        try:
+            if len(request.body) != transfer.size_bytes or transfer.size_bytes != body_size(expected):
+                raise refused(RefusalCode.BAD_TENSOR, f"{len(request.body)} bytes are not this run's tensors")
+            if blake3(request.body).hexdigest() != transfer.digest:
+                raise refused(RefusalCode.DIGEST_MISMATCH, "the body is not what the transfer says")
+            tensors = decode(request.body, expected, transfer.size_bytes)
+            check_finite(tensors)
+        except RefusedError as error:
+            return error.refusal
+        self.cache.put(transfer.microbatch_id, INCOMING[transfer.direction], Parcel(tensors, encode(tensors)))
+        return None
+
+    # --- validators ---------------------------------------------------------------------------------------------------
+
+    def _answer_log(self, request: LogRequest, respond: Respond) -> None:
+        entries = self.core.committed_log(request.outer_step)
+        if entries is None:
+            respond(Refusal(code=RefusalCode.NOT_FOUND, message="no such log"), MESSAGE_BYTES)
+            return
+        body = CommittedLog(outer_step=request.outer_step, entries=entries).model_dump_json().encode()
+        respond(body, len(body))
+
+    def _answer_evidence(self, request: EvidenceRequest, respond: Respond) -> None:
+        body = self.evidence.get(request)
+        if body is None:
+            respond(Refusal(code=RefusalCode.NOT_FOUND, message="no such evidence"), MESSAGE_BYTES)
+            return
+        respond(body.tobytes(), body.size_bytes)
+
+    # --- loops --------------------------------------------------------------------------------------------------------
+
+    async def _watch_feed(self) -> None:
+        version = 0
+        while not self.core.is_finished:
+            feed = await Ask(ORCHESTRATOR, FeedQuery(version, FEED_WAIT_S), timeout_s=FEED_WAIT_S + FEED_PAUSE_S)
+            if not isinstance(feed, Feed):
+                await Pause(FEED_PAUSE_S)
+                continue
+            version = feed.version
+            self.handle(FeedArrived(feed))
+
+    async def _beat(self) -> None:
+        pause_s = self.world.spec.time_limits.member_s / HEARTBEATS_PER_SILENCE
+        while not self.core.run_is_over:
+            if self.core.view is not None:
+                await Ask(ORCHESTRATOR, self.core.heartbeat(tokens_per_s=0.0, busy_share=0.0))
+            await Pause(pause_s)
+
+    def _set_wake(self, now_s: float) -> None:
+        """One timer, for the earliest time at which the core has something to do by itself."""
+        wake_s = self.core.next_wake_s(now_s)
+        if wake_s is None or (self._wake is not None and now_s < self._wake.at_s <= wake_s):
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = self.clock.schedule_at(wake_s, self._woken)
+
+    def _woken(self) -> None:
+        if self.is_alive:
+            self.handle(Ticked())
