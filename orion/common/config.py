@@ -19,7 +19,7 @@ from orion.common.ids import Digest
 from orion.common.model.config import ModelConfig
 from orion.common.model.splits import StageLayout, stage_layouts
 from orion.common.train.config import InnerConfig, OuterConfig
-from orion.common.train.data import DataConfig
+from orion.common.train.data_config import DataConfig
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600, allow_inf_nan=False)]
 
