@@ -28,7 +28,9 @@ _LINE_BYTES_MAX = 64 * 1024
 """A tensor's query names the path so far: 512 stages take 30 KB."""
 _READ_BUFFER_BYTES = 1 << 20
 """What may lie received and unread per connection before the sender is slowed down."""
-_SHUTDOWN_S = 2.0
+_LINGER_S = 1.0
+"""How long the rest of a refused body is read and thrown away, so that the refusal reaches its sender."""
+_SHUTDOWN_S = 1.0
 """What requests under way are given when a server closes."""
 
 
@@ -48,6 +50,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         keepalive_timeout=SERVER_KEEPALIVE_S,
         max_line_size=_LINE_BYTES_MAX,
         read_bufsize=_READ_BUFFER_BYTES,
+        lingering_time=_LINGER_S,
         shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()

@@ -83,7 +83,11 @@ class HttpClient:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
                 if response.status != 200:
-                    raise await _error_of(response, method, url)
+                    error = await _error_of(response, method, url)
+                    if not isinstance(data, bytes | None):
+                        # Leaving the block would first send the rest of the body, which nobody wants any more.
+                        response.close()
+                    raise error
                 yield response
         except TimeoutError as error:
             raise TransportError(f"{method} {_short(url)}: no answer within {timeout_s:g} s") from error

@@ -5,17 +5,13 @@ matters.
 """
 
 import asyncio
-import os
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
-from blake3 import blake3
-
 from orion.common.config import RunSpec
-from orion.common.errors import TransportError
 from orion.common.ids import Digest, Hotkey
 from orion.common.net.http import HttpClient
+from orion.common.net.partial_file import PartialFile
 from orion.common.net.rpc import MessageT, RpcClient, parse_answer
 from orion.common.protocol import routes
 from orion.common.protocol.messages import (
@@ -41,19 +37,15 @@ from orion.common.protocol.messages import (
     Manifests,
     Message,
     Reduced,
-    RefusalCode,
     Report,
     RunInfo,
     RunStatus,
     Uploaded,
     Verdict,
 )
-from orion.common.protocol.refusals import refused
 
 REQUEST_TIMEOUT_S = 20.0
 """For the orchestrator to answer; it decides in memory, so this covers a slow link and a loaded machine."""
-_WRITE_BYTES = 4 * 1024 * 1024
-"""What is gathered before a thread writes it to a file."""
 
 
 class OrchestratorClient:
@@ -165,51 +157,18 @@ class OrchestratorClient:
         The file appears under its name only when it is whole; an existing one is replaced. Also raises OSError.
         """
         target, headers = self.rpc.signed_head("GET", self.orchestrator, f"{routes.DATA}/{quote(name)}", {})
-        partial = destination.with_name(destination.name + ".partial")
-        file = await asyncio.to_thread(partial.open, "wb")
+        partial = PartialFile(destination.with_name(destination.name + ".partial"))
         try:
-            digest = await self._download(target, headers, file, size_bytes_max, timeout_s)
-            await asyncio.to_thread(_finish, file, partial, destination)
+            async with self.rpc.http.open(
+                "GET", self.base_url + target, headers=headers, timeout_s=timeout_s
+            ) as answer:
+                await partial.fill(answer.content.iter_any(), size_bytes_max)
+            await asyncio.to_thread(partial.path.replace, destination)
         finally:
-            # Nothing half-written is left behind, also when cancelled; once finished there is nothing to discard.
-            await asyncio.to_thread(_discard, file, partial)
-        return digest
-
-    async def _download(
-        self, target: str, headers: dict[str, str], file: IO[bytes], size_bytes_max: int, timeout_s: float
-    ) -> Digest:
-        hasher = blake3()
-        gathered = bytearray()
-        size_bytes = 0
-        async with self.rpc.http.open("GET", self.base_url + target, headers=headers, timeout_s=timeout_s) as answer:
-            async for part in answer.content.iter_any():
-                size_bytes += len(part)
-                if size_bytes > size_bytes_max:
-                    raise refused(RefusalCode.TOO_LARGE, f"file exceeds {size_bytes_max} bytes")
-                gathered += part
-                if len(gathered) >= _WRITE_BYTES:
-                    hasher.update(gathered)
-                    await asyncio.to_thread(file.write, gathered)
-                    gathered = bytearray()
-            if answer.content_length not in (None, size_bytes):
-                raise TransportError(f"{target}: ended after {size_bytes} of {answer.content_length} bytes")
-        hasher.update(gathered)
-        await asyncio.to_thread(file.write, gathered)
-        return Digest(hasher.hexdigest())
+            await partial.discard()
+        return partial.digest
 
     async def _call(self, route: str, message: Message, answer_type: type[MessageT]) -> MessageT:
         return await self.rpc.call(
             self.base_url, self.orchestrator, route, message, answer_type, timeout_s=self._timeout_s
         )
-
-
-def _finish(file: IO[bytes], partial: Path, destination: Path) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    partial.replace(destination)
-
-
-def _discard(file: IO[bytes], partial: Path) -> None:
-    file.close()
-    partial.unlink(missing_ok=True)

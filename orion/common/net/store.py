@@ -8,27 +8,26 @@ when it is whole, on disk and has its digest; a key never leads outside the root
 import asyncio
 import hashlib
 import hmac
+import itertools
 import os
 import shutil
-import tempfile
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.parse import quote, urlencode
 
-from blake3 import blake3
 from pydantic import TypeAdapter, ValidationError
 
 from orion.common.ids import Digest
+from orion.common.net.partial_file import PartialFile
 from orion.common.protocol import routes
 from orion.common.protocol.messages import ObjectKey, RefusalCode
 from orion.common.protocol.refusals import refused
 
 READ_BYTES = 1024 * 1024
 """What is read from a file at a time."""
-_WRITE_BYTES = 4 * 1024 * 1024
-"""What is gathered before a thread hashes it and writes it to a file."""
 
 _KEY = TypeAdapter(ObjectKey)
 _KEY_PART_CHARS_MAX = 200
@@ -56,7 +55,7 @@ class ObjectStore(Protocol):
         self, key: str, chunks: AsyncIterable[bytes | bytearray | memoryview], size_bytes_max: int
     ) -> StoredObject:
         """Takes an object in; durable on return. Raises RefusedError TOO_LARGE as soon as it exceeds the bound, and
-        CONFLICT when the key holds other bytes. Whatever fails, also cancellation, leaves nothing behind."""
+        CONFLICT when the key holds other bytes. Whatever fails leaves nothing half-written behind."""
         ...
 
     def get(self, key: str) -> AsyncIterator[bytes]:
@@ -79,7 +78,8 @@ class DirectoryStore:
         shutil.rmtree(self._partial, ignore_errors=True)
         for folder in (self._objects, self._digests, self._partial):
             folder.mkdir(parents=True, exist_ok=True)
-        self._commits = asyncio.Lock()
+        self._commits = threading.Lock()
+        self._numbers = itertools.count()
 
     async def stat(self, key: str) -> StoredObject | None:
         return await asyncio.to_thread(self._stat, check_key(key))
@@ -88,37 +88,25 @@ class DirectoryStore:
         self, key: str, chunks: AsyncIterable[bytes | bytearray | memoryview], size_bytes_max: int
     ) -> StoredObject:
         check_key(key)
-        partial = await asyncio.to_thread(_Partial, self._partial)
+        partial = PartialFile(self._partial / str(next(self._numbers)))
         try:
-            gathered = bytearray()
-            async for chunk in chunks:
-                if partial.size_bytes + len(gathered) + len(chunk) > size_bytes_max:
-                    raise refused(RefusalCode.TOO_LARGE, f"object exceeds {size_bytes_max} bytes")
-                gathered += chunk
-                if len(gathered) >= _WRITE_BYTES:
-                    await asyncio.to_thread(partial.write, gathered)
-                    gathered = bytearray()
-            stored = await asyncio.to_thread(partial.finish, gathered)
-            async with self._commits:
-                return await asyncio.to_thread(self._commit, key, partial.path, stored)
+            await partial.fill(chunks, size_bytes_max)
+            return await asyncio.to_thread(self._commit, key, partial)
         finally:
-            await asyncio.to_thread(partial.discard)
+            await partial.discard()
 
     async def get(self, key: str) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(self._open, check_key(key))
-        try:
-            while data := await asyncio.to_thread(file.read, READ_BYTES):
-                yield data
-        finally:
-            file.close()
+        check_key(key)
+        position = 0
+        # Opened anew for each piece: whoever stops reading in the middle leaves no open file behind.
+        while data := await asyncio.to_thread(self._read, key, position):
+            yield data
+            position += len(data)
 
     async def delete_prefix(self, prefix: str) -> None:
         if not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r} must end with a slash")
-        key = check_key(prefix.removesuffix("/"))
-        async with self._commits:
-            for folder in (self._objects, self._digests):
-                await asyncio.to_thread(_remove_tree, folder / key)
+        await asyncio.to_thread(self._delete, check_key(prefix.removesuffix("/")))
 
     def _stat(self, key: str) -> StoredObject | None:
         try:
@@ -127,63 +115,46 @@ class DirectoryStore:
         except _NOT_THERE:
             return None
 
-    def _open(self, key: str) -> IO[bytes]:
+    def _read(self, key: str, position: int) -> bytes:
         try:
-            return (self._objects / key).open("rb")
+            with (self._objects / key).open("rb") as file:
+                file.seek(position)
+                return file.read(READ_BYTES)
         except _NOT_THERE:
             raise refused(RefusalCode.NOT_FOUND, f"no object {key}") from None
 
-    def _commit(self, key: str, partial: Path, stored: StoredObject) -> StoredObject:
-        """Makes a finished file visible. Runs alone, so that nobody comes between looking and moving."""
-        present = self._stat(key)
-        if present is not None:
-            if present != stored:
-                raise refused(RefusalCode.CONFLICT, f"{key} holds other bytes; objects are written once")
-            return present
+    def _delete(self, key: str) -> None:
+        with self._commits:
+            for folder in (self._objects / key, self._digests / key):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+
+    def _commit(self, key: str, partial: PartialFile) -> StoredObject:
+        """Makes a finished file visible. The lock keeps others from coming between looking and moving."""
+        stored = StoredObject(partial.size_bytes, partial.digest)
         target, digest_file = self._objects / key, self._digests / key
-        try:
-            for folder in (target.parent, digest_file.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise refused(RefusalCode.CONFLICT, f"{key} goes on from another key") from None
-        if target.is_dir():
-            raise refused(RefusalCode.CONFLICT, f"{key} is the beginning of another key")
-        # The digest first: a digest without object is no object, but an object must never lack its digest.
-        with digest_file.open("w", encoding="ascii") as file:
-            file.write(stored.digest)
-            _sync(file)
-        partial.replace(target)
-        for folder in (digest_file.parent, target.parent):
-            _sync_folder(folder)
+        with self._commits:
+            present = self._stat(key)
+            if present is not None:
+                if present != stored:
+                    raise refused(RefusalCode.CONFLICT, f"{key} holds other bytes; objects are written once")
+                return present
+            try:
+                for folder in (target.parent, digest_file.parent):
+                    folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise refused(RefusalCode.CONFLICT, f"{key} goes on from another key") from None
+            if target.is_dir():
+                raise refused(RefusalCode.CONFLICT, f"{key} is the beginning of another key")
+            # The digest first: a digest without object is no object, but an object must never lack its digest.
+            with digest_file.open("w", encoding="ascii") as file:
+                file.write(stored.digest)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.path.replace(target)
+            for folder in (digest_file.parent, target.parent):
+                _sync_folder(folder)
         return stored
-
-
-class _Partial:
-    """An object on its way in. Used from threads, one call at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._hasher = blake3()
-        self.path = Path(name)
-        self.size_bytes = 0
-
-    def write(self, data: bytearray) -> None:
-        self._hasher.update(data)
-        position = 0
-        while position < len(data):
-            position += self._file.write(memoryview(data)[position:])
-        self.size_bytes += len(data)
-
-    def finish(self, data: bytearray) -> StoredObject:
-        self.write(data)
-        _sync(self._file)
-        self._file.close()
-        return StoredObject(self.size_bytes, Digest(self._hasher.hexdigest()))
-
-    def discard(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
 
 
 def check_key(key: str) -> str:
@@ -195,16 +166,6 @@ def check_key(key: str) -> str:
     if max(map(len, key.split("/"))) > _KEY_PART_CHARS_MAX:
         raise refused(RefusalCode.MALFORMED, f"a part of {key[:200]!r} is too long")
     return key
-
-
-def _remove_tree(folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)
-
-
-def _sync(file: IO[bytes] | IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
