@@ -22,6 +22,7 @@ from orion.orchestrator.events import Event, event_from_json, event_to_json
 FORMAT_VERSION = 1
 """Raised when an event changes its meaning, so that old events are not replayed into another state."""
 SECRET_BYTES = 32
+_LOCK_TIMEOUT_S = 1.0
 _READ_ROWS = 1_000
 
 
@@ -128,7 +129,8 @@ class SqliteJournal:
         self._engine = sql.create_engine(
             f"sqlite:///{path}",
             poolclass=sql.StaticPool,
-            connect_args={"check_same_thread": False},  # calls come one at a time, but not always from one thread
+            # Calls come one at a time, but not always from one thread. The owner of a locked file keeps it for long.
+            connect_args={"check_same_thread": False, "timeout": _LOCK_TIMEOUT_S},
         )
         try:
             self._connection = self._engine.connect()

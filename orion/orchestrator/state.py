@@ -34,8 +34,8 @@ class TrainRound:
     is_open: bool = False
     """Whether every stage has entered it with members, so that microbatches can travel."""
     deadline_s: float = NEVER_S
-    waiting_told: bool = False
-    """Whether a notice said that it can't open yet."""
+    lacking: list[int] = field(default_factory=list)
+    """Stages whose lack of members a notice has told."""
 
 
 @dataclass(slots=True)

@@ -46,8 +46,8 @@ def _open_if_due(state: RunState) -> bool:
         stage.stage_index for stage in memory.stages if not _num_trainers(state, stage, memory.started_s is None)
     ]
     if lacking:
-        if not memory.train.waiting_told:
-            memory.train.waiting_told = True
+        if memory.train.lacking != lacking:
+            memory.train.lacking = lacking
             state.notice(f"outer step {outer_step} waits: nobody is ready in stages {lacking}")
         return False
     _open(state)
