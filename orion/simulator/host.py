@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from orion.common.protocol.messages import Message
-from orion.simulator.clock import VirtualClock
+from orion.simulator.clock import Timer, VirtualClock
 from orion.simulator.network import Address, Network, Respond
 
 ORCHESTRATOR: Address = "orchestrator"
@@ -93,14 +93,20 @@ class Host:
         """Takes a request that arrived."""
         raise NotImplementedError
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+    def after(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """`action` happens after that long, if the process still runs."""
-        self.clock.schedule(delay_s, lambda: action() if self.is_alive else None)
+        return self.clock.schedule(delay_s, lambda: action() if self.is_alive else None)
 
     def spawn(self, work: Work) -> None:
         """Begins a piece of work; it goes on by itself until it ends or the process does."""
         self._work[work] = None
         self._resume(work, None)
+
+    def cancel(self, work: Work) -> None:
+        """Ends a piece of work where it waits."""
+        if work in self._work:
+            del self._work[work]
+            work.close()
 
     def _resume(self, work: Work, answer: object | None) -> None:
         if work not in self._work:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 import torch
 from blake3 import blake3
 
+from orion.common.errors import TransportError
 from orion.common.ids import Direction, Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.offload import in_place
@@ -38,7 +39,7 @@ from orion.miner.events import (
     Ticked,
 )
 from orion.miner.evidence import EvidenceStore
-from orion.miner.hands import Deed, Hands
+from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
 from orion.miner.peer_client import PeerClient
 from orion.miner.worker import DeviceWorker
 from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator, SimulatedRpc, TensorSent
@@ -53,8 +54,7 @@ from orion.simulator.world import World
 FEED_WAIT_S = 10.0
 FEED_PAUSE_S = 0.5
 """Before the feed is asked for again after a failure."""
-HEARTBEATS_PER_SILENCE = 4
-"""Heartbeats within the silence after which a member is gone."""
+HEARTBEAT_S = 1.0
 READ_S = 0.002
 """From admission of a body until it is read and checked."""
 EVIDENCE_BYTES_MAX = 64 << 20
@@ -64,21 +64,22 @@ HOST_DEVICE = torch.device("cpu")
 class MinerHost(Host):
     """One process of a miner. A restart is another one with the same hotkey and nothing else."""
 
-    def __init__(self, world: World, hotkey: Hotkey, stage_wish: int | None, incarnation: int) -> None:
+    def __init__(self, world: World, hotkey: Hotkey, device: Device, stage_wish: int | None, incarnation: int) -> None:
+        """`incarnation` counts the processes that ran under this hotkey before."""
         super().__init__(hotkey, world.clock, world.network)
         self.world = world
         self.hotkey = hotkey
-        purpose = f"miner {hotkey} {incarnation}"
-        self.device = Device(world.device, world.rng(f"{purpose} device"))
+        self.device = device
         self.cache = TensorCache(world.spec.flow.in_flight_max)
         self.evidence = EvidenceStore(world.spec.validation.replay_ops_max, EVIDENCE_BYTES_MAX)
         self.worker = self.make_worker()
-        self.core = MinerCore(world.spec, hotkey, world.rng(purpose))
+        self.core = MinerCore(world.spec, hotkey, world.rng(f"miner {hotkey} {incarnation}"))
         self._hands = self._make_hands(stage_wish)
         self._peers = PeerClient(world.spec, SimulatedRpc(hotkey), self.cache, world.clock)
         self._offers: dict[int, tuple[TensorSent, Respond]] = {}
         self._num_offers = 0
         self._wake: Timer | None = None
+        self._told_ready_step: int | None = None
 
     # --- parts that a dishonest miner replaces ------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class MinerHost(Host):
     def start(self) -> None:
         super().start()
         self.spawn(self._watch_feed())
-        self.spawn(self._beat())
+        self._beat()
 
     def handle(self, event: Event) -> None:
         """Gives an event to the core and carries out what it wants."""
@@ -111,6 +112,9 @@ class MinerHost(Host):
         self.world.handled(self, event, effects)
         for effect in effects:
             self._carry_out(effect)
+        if self.core.ready_step != self._told_ready_step:
+            self._told_ready_step = self.core.ready_step
+            self.spawn(self._tell_heartbeat())
         self._set_wake(now_s)
 
     def serve(self, source: Address, request: object, respond: Respond) -> None:
@@ -165,13 +169,32 @@ class MinerHost(Host):
             case Compute():
                 self.spawn(self._compute(effect))
             case _:
-                self.spawn(self._do(effect))
+                self._attempt(effect)
 
     async def _then(self, work: Coroutine[object, object, Event]) -> None:
         self.handle(await work)
 
-    async def _do(self, deed: Deed) -> None:
-        self.handle(await self._hands.carry_out(deed))
+    def _attempt(self, deed: Deed) -> None:
+        """Carries out a deed within its time limit; what is not done by then has failed."""
+        limits = self.world.spec.time_limits
+        limit_s = limits.transfer_grace_s + size_bytes_max(self.world.spec, deed) / limits.bandwidth_floor_bytes_per_s
+
+        async def attempt() -> None:
+            ending: Ending
+            try:
+                ending = await self._hands.attempt(deed)
+            except (TransportError, RefusedError) as error:
+                ending = failed(deed, error)
+            timer.cancel()
+            self.handle(ending)
+
+        def give_up() -> None:
+            self.cancel(work)
+            self.handle(failed(deed, TimeoutError(f"over {limit_s:g} s")))
+
+        work = attempt()
+        timer = self.after(limit_s, give_up)
+        self.spawn(work)
 
     async def _cancel(self, effect: SendCancel) -> None:
         await self._peers.cancel(effect)
@@ -203,9 +226,12 @@ class MinerHost(Host):
                 raise refused(RefusalCode.DIGEST_MISMATCH, "the body is not what the transfer says")
             tensors = decode(request.body, expected, transfer.size_bytes)
             check_finite(tensors)
+            body = encode(tensors)
+            if body.digest != transfer.digest:
+                raise refused(RefusalCode.BAD_TENSOR, "the body is not in the canonical layout")
         except RefusedError as error:
             return error.refusal
-        self.cache.put(transfer.microbatch_id, INCOMING[transfer.direction], Parcel(tensors, encode(tensors)))
+        self.cache.put(transfer.microbatch_id, INCOMING[transfer.direction], Parcel(tensors, body))
         return None
 
     # --- validators ---------------------------------------------------------------------------------------------------
@@ -219,7 +245,8 @@ class MinerHost(Host):
         respond(body, len(body))
 
     def _answer_evidence(self, request: EvidenceRequest, respond: Respond) -> None:
-        body = self.evidence.get(request)
+        is_committed = self.core.committed_log(request.outer_step) is not None
+        body = self.evidence.get(request) if is_committed else None
         if body is None:
             respond(Refusal(code=RefusalCode.NOT_FOUND, message="no such evidence"), MESSAGE_BYTES)
             return
@@ -237,12 +264,13 @@ class MinerHost(Host):
             version = feed.version
             self.handle(FeedArrived(feed))
 
-    async def _beat(self) -> None:
-        pause_s = self.world.spec.time_limits.member_s / HEARTBEATS_PER_SILENCE
-        while not self.core.run_is_over:
-            if self.core.view is not None:
-                await Ask(ORCHESTRATOR, self.core.heartbeat(tokens_per_s=0.0, busy_share=0.0))
-            await Pause(pause_s)
+    def _beat(self) -> None:
+        self.spawn(self._tell_heartbeat())
+        self.after(HEARTBEAT_S, self._beat)
+
+    async def _tell_heartbeat(self) -> None:
+        if self.core.view is not None and not self.core.run_is_over:
+            await Ask(ORCHESTRATOR, self.core.heartbeat(tokens_per_s=0.0, busy_share=0.0))
 
     def _set_wake(self, now_s: float) -> None:
         """One timer, for the earliest time at which the core has something to do by itself."""

@@ -47,11 +47,17 @@ class Impairment:
     duplicate_share: float = 0.0
     delay_s: float = 0.0
     """At most this is added to a message, evenly drawn; so messages overtake each other."""
+    carries: type | None = None
+    """Only messages of this type; `None` stands for all."""
     num_hits: int = 0
     """Messages it dropped, doubled or delayed so far."""
 
-    def covers(self, source: Address, target: Address) -> bool:
-        return (self.source is None or self.source == source) and (self.target is None or self.target == target)
+    def covers(self, source: Address, target: Address, message: object) -> bool:
+        return (
+            (self.source is None or self.source == source)
+            and (self.target is None or self.target == target)
+            and (self.carries is None or isinstance(message, self.carries))
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -113,14 +119,16 @@ class Network:
         exchange = _Exchange(self, source, target, request, on_end)
         limit_s = self._profile.timeout_s if timeout_s is None else timeout_s
         exchange.give_up = self._clock.schedule(limit_s, exchange.end_unreachable)
-        self.carry(source, target, size_bytes, exchange.arrive)
+        self.carry(source, target, request, size_bytes, exchange.arrive)
 
-    def carry(self, source: Address, target: Address, size_bytes: int, deliver: Callable[[], None]) -> None:
+    def carry(
+        self, source: Address, target: Address, message: object, size_bytes: int, deliver: Callable[[], None], /
+    ) -> None:
         """Puts one message on the wire; what the network does with it is drawn here."""
         self.num_messages += 1
         num_copies, extra_s = 1, 0.0
         for impairment in self._impairments:
-            if not impairment.covers(source, target):
+            if not impairment.covers(source, target, message):
                 continue
             if impairment.drop_share and self._rng.random() < impairment.drop_share:
                 impairment.num_hits += 1
@@ -200,7 +208,7 @@ class _Exchange:
             if answered or network.host(target) is not host:
                 return
             answered = True
-            network.carry(target, self._source, size_bytes, lambda: self._end(answer))
+            network.carry(target, self._source, answer, size_bytes, lambda: self._end(answer))
 
         host.handler(self._source, self._request, respond)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from orion.common.config import RunSpec
 from orion.common.net.chain import ChainLedger, Metagraph
 from orion.simulator.clock import VirtualClock
-from orion.simulator.device import DeviceProfile
 from orion.simulator.event_log import EventLog
 from orion.simulator.network import Network
 from orion.simulator.store import MemoryStore
@@ -19,6 +18,11 @@ from orion.simulator.tokens import SyntheticTokens
 
 if TYPE_CHECKING:
     from orion.simulator.host import Host
+
+
+def seeded(seed: int, purpose: str) -> Random:
+    """A generator of its own for each purpose; the same for the same seed."""
+    return Random(f"{seed} {purpose}")
 
 
 class Observer(Protocol):
@@ -38,7 +42,6 @@ class World:
     store: MemoryStore
     ledger: ChainLedger
     tokens: SyntheticTokens
-    device: DeviceProfile
     log: EventLog = field(default_factory=EventLog)
     observers: list[Observer] = field(default_factory=list)
 
@@ -53,7 +56,7 @@ class World:
 
     def rng(self, purpose: str) -> Random:
         """A generator of its own for each purpose; the same for the same seed."""
-        return Random(f"{self.seed} {purpose}")
+        return seeded(self.seed, purpose)
 
     def handled(self, host: "Host", event: object, effects: Sequence[object]) -> None:
         """Writes the event down and tells the observers."""
