@@ -71,7 +71,7 @@ class Settle:
     dissenters: tuple[Hotkey, ...]
     """Whose bytes differ from the ones that stand."""
     reason: str
-    """Empty when two equal copies settled it, as they should."""
+    """Why there were not two equal copies; empty when there were, or when there was only one to ask."""
 
 
 def decide(partition: PartitionMerge, situation: Situation) -> Ask | Settle | None:
@@ -114,10 +114,11 @@ def _why_asked(groups: list[list[Hotkey]], late: list[Hotkey]) -> str:
 def _conclude(partition: PartitionMerge, copies: dict[Hotkey, Copy], groups: list[list[Hotkey]], when: str) -> Settle:
     """Decides with what there is: the largest group, or nothing when there is none or two are as large."""
     if not groups:
-        return Settle(unchanged(partition.partition_index), (), f"no mean {when}")
+        return Settle(unchanged(partition.partition_index), (), f"no mean, {when}")
     if len(groups) > 1 and len(groups[0]) == len(groups[1]):
-        return Settle(unchanged(partition.partition_index), tuple(copies), f"means differ and none prevails {when}")
-    return _settle(partition, copies, groups[0], f"a single copy {when}" if len(groups[0]) == 1 else "")
+        return Settle(unchanged(partition.partition_index), tuple(copies), f"means differ and none prevails, {when}")
+    is_short = len(groups[0]) < min(COPIES_TO_SETTLE, len(partition.reducers))
+    return _settle(partition, copies, groups[0], f"a single copy, {when}" if is_short else "")
 
 
 def _settle(partition: PartitionMerge, copies: dict[Hotkey, Copy], group: list[Hotkey], reason: str) -> Settle:

@@ -11,7 +11,7 @@ import torch
 
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey
-from orion.common.net.chain import ChainLedger, Hyperparameters, MemoryChain
+from orion.common.net.chain import ChainLedger, Hyperparameters, MemoryChain, Metagraph
 from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
@@ -44,13 +44,25 @@ STRANGER_KEY = keypair_from_uri("//stranger")
 DIGEST = Digest("d" * 64)
 
 
-def make_chain() -> MemoryChain:
+class WatchedChain(MemoryChain):
+    """Tells when it was read for the second time: then the orchestrator has taken in what it read first."""
+
+    def __init__(self, ledger: ChainLedger) -> None:
+        super().__init__(ledger)
+        self.reads: asyncio.Queue[None] = asyncio.Queue()
+
+    async def metagraph(self) -> Metagraph:
+        self.reads.put_nowait(None)
+        return await super().metagraph()
+
+
+def make_chain() -> WatchedChain:
     """The miners and a validator with a permit are registered; the stranger is not."""
     ledger = ChainLedger(Hyperparameters(tempo=1), stakes={hotkey_of(VALIDATOR_KEY): 100.0})
     for key in (*MINER_KEYS, VALIDATOR_KEY):
         ledger.register(hotkey_of(key))
     ledger.advance_to(1)
-    return MemoryChain(ledger)
+    return WatchedChain(ledger)
 
 
 def make_config(folder: Path, **changes: object) -> OrchestratorConfig:
@@ -60,14 +72,17 @@ def make_config(folder: Path, **changes: object) -> OrchestratorConfig:
 
 
 @asynccontextmanager
-async def orchestrator(config: OrchestratorConfig, spec: RunSpec, chain: MemoryChain) -> AsyncIterator[str]:
-    """Runs a whole orchestrator; gives its base URL once miners are registered with it."""
+async def orchestrator(config: OrchestratorConfig, spec: RunSpec, chain: WatchedChain) -> AsyncIterator[str]:
+    """Runs a whole orchestrator; gives its base URL once it knows who is registered."""
+    chain.reads = asyncio.Queue()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(config, spec, ORCHESTRATOR_KEY, chain, on_listening=listening.set_result))
     await asyncio.wait([task, listening], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     try:
+        for _ in range(2):
+            await chain.reads.get()
         yield listening.result()
     finally:
         task.cancel()
