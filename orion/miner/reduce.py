@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.codec import Body, TensorSpec, decode, encode
+from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.messages import Exclusion
 from orion.common.protocol.refusals import RefusedError
-from orion.common.train.compress import CodecName, DecodeError, codec_for
+from orion.common.train.compress import CodecName, DecodeError, TensorSpec, codec_for
 from orion.common.train.outer import contribution_norm, weighted_mean_in_order
 from orion.common.train.partition import select_contributions
 
@@ -50,8 +50,7 @@ class Reduction:
 
 def slice_spec(codec: CodecName, num_values: int) -> dict[str, TensorSpec]:
     """What the body of a slice of so many values must hold."""
-    layout = codec_for(codec).layout(num_values)
-    return {name: TensorSpec(spec.dtype, spec.shape) for name, spec in layout.items()}
+    return codec_for(codec).layout(num_values)
 
 
 def encode_slice(codec: CodecName, values_N: Tensor) -> Body:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from orion.common.net.aiohttp_server import arrival
 from orion.common.net.http import body_chunks, receive_exact
-from orion.common.protocol.codec import Body, TensorSpec, body_size, check_finite, decode
+from orion.common.protocol.codec import Body, body_size, check_finite, decode
 from orion.common.protocol.messages import RefusalCode, Transfer
 from orion.common.protocol.refusals import refused
+from orion.common.train.compress import TensorSpec
 
 _CHECK_INLINE_BYTES_MAX = 4 * 1024 * 1024
 """Larger bodies are searched for infinities in a thread: it takes a millisecond for this many bytes."""

@@ -22,6 +22,7 @@ from orion.common.config import RunSpec
 from orion.common.ids import Digest, Direction
 from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.common.train.compress import TensorSpec
 
 CHUNK_BYTES = 256 * 1024
 """What is handed to a socket at a time: one large bytes object costs several times the CPU of chunks of this size."""
@@ -50,18 +51,6 @@ _DTYPE_BY_TAG = MappingProxyType(
     }
 )
 _TAG_BY_DTYPE = MappingProxyType({dtype: tag for tag, dtype in _DTYPE_BY_TAG.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What a tensor must be."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

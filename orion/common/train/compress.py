@@ -11,6 +11,7 @@ this time and is added to the next pseudo-gradient. The others return None. Noth
 Letters in names: N values of the vector, K chunks or blocks.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -40,10 +41,14 @@ class DecodeError(OrionError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Dtype and shape of one encoded tensor."""
+    """Dtype and shape that a tensor must have."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

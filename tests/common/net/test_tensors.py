@@ -17,9 +17,10 @@ from orion.common.net import aiohttp_server
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
 from orion.common.net.tensor_server import receive_tensors, tensor_answer
-from orion.common.protocol.codec import Body, TensorSpec, decode, encode
+from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.messages import Accepted, Cancel, RefusalCode, Transfer
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.common.train.compress import TensorSpec
 
 EXPECTED = {"z": TensorSpec(torch.bfloat16, (4, 64, 2048)), "ids": TensorSpec(torch.int32, (4, 65))}
 """1 MiB: several chunks, and more than the sockets' buffers hold at once."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from orion.common.config import RunSpec
 from orion.common.ids import Direction
 from orion.common.protocol.codec import (
-    TensorSpec,
     activation_spec,
     body_size,
     check_finite,
@@ -27,6 +26,7 @@ from orion.common.protocol.codec import (
 )
 from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError
+from orion.common.train.compress import TensorSpec
 
 LARGE = 1 << 30
 
