@@ -73,10 +73,11 @@ class HttpClient:
         `url` is sent exactly as given. `timeout_s` covers everything until the block is left, and errors inside the
         block are translated too. Raises RefusedError for a 4xx, TransportError otherwise.
         """
+        target = _parse_url(url)
         try:
             async with self._session.request(
                 method,
-                URL(url, encoded=True),
+                target,
                 data=_payload(data),
                 headers=_with_length(headers, data),
                 allow_redirects=False,
@@ -159,6 +160,16 @@ async def _error_of(response: aiohttp.ClientResponse, method: str, url: str) -> 
     if 400 <= response.status < 500:
         return RefusedError(refusal_from_answer(response.status, await read_bounded(response, _REFUSAL_BYTES_MAX)))
     return TransportError(f"{method} {_short(url)}: answered {response.status}")
+
+
+def _parse_url(url: str) -> URL:
+    """Peers say where they are, so what is no address must not be our mistake. Raises TransportError."""
+    try:
+        target = URL(url, encoded=True)
+        (target.host or "").encode("idna")
+    except ValueError as error:
+        raise TransportError(f"{_short(url)} is no address: {error}") from error
+    return target
 
 
 def _payload(data: "bytes | Body | None") -> bytes | AsyncIterator[bytes | memoryview] | None:

@@ -19,7 +19,11 @@ PARTITIONS_MAX = 4_096
 
 Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
 Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]{1,255}$")]
+Url = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://([A-Za-z0-9][A-Za-z0-9.-]{0,250}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$"),
+]
+"""Scheme, host and port: no user, no path, nothing that could be read in two ways."""
 ObjectKey = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,11}$", max_length=512)
 ]

@@ -191,6 +191,30 @@ async def test_nobody_there_is_a_transport_error(rpc: RpcClient, unused_tcp_port
             await rpc.call(base_url, SERVER, "/echo", MESSAGE, Done, timeout_s=5)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a:99999999",
+        "[",
+        "[::1",
+        "user@:x",
+        ":80",
+        "a:b:c",
+        "@",
+        "a..invalid",
+        "..",
+        "x" * 250,
+        "a\\b",
+        "\u2100.invalid",
+        "1.2.3.4.5",
+        "%zz",
+    ],
+)
+async def test_an_address_that_is_none_is_a_transport_error(rpc: RpcClient, host: str) -> None:
+    with pytest.raises(TransportError):
+        await rpc.call(f"http://{host}", SERVER, "/echo", MESSAGE, Done, timeout_s=5)
+
+
 async def test_silence_is_a_transport_error_after_the_time_limit(rpc: RpcClient) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
