@@ -108,6 +108,16 @@ class MinerCore:
         return self._feed is not None and self._feed.finished and self._reports.is_empty and not len(self._notices)
 
     @property
+    def ready_step(self) -> int | None:
+        """The outer step whose anchor this miner holds; None while it holds none."""
+        return self._outer.ready_step(self._view)
+
+    @property
+    def num_applied(self) -> int:
+        """Microbatches applied since the process started."""
+        return self._table.num_applied_total
+
+    @property
     def run_is_over(self) -> bool:
         """Whether the orchestrator has ended the run."""
         return self._feed is not None and self._feed.finished
@@ -125,11 +135,11 @@ class MinerCore:
         return Heartbeat(
             outer_step=0 if view is None else view.stage.outer_step,
             phase=Phase.TRAIN if view is None else view.stage.phase,
-            ready_outer_step=self._outer.ready_step(view),
+            ready_outer_step=self.ready_step,
             inner_step=inner_steps,
             queued=self._flow.num_queued,
             in_flight=len(held),
-            applied=self._table.num_applied_total,
+            applied=self.num_applied,
             tokens_per_s=tokens_per_s,
             busy_share=busy_share,
             staleness_max=max((inner_steps - item.version for item in held if item.stand in awaiting), default=0),

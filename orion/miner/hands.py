@@ -36,6 +36,7 @@ from orion.common.protocol.messages import (
     Uploaded,
 )
 from orion.common.protocol.refusals import RefusedError
+from orion.common.train.outer import state_digest
 from orion.common.train.partition import partition_bounds
 from orion.miner.effects import (
     ApplyManifest,
@@ -92,6 +93,9 @@ Ending = (
     | CheckpointEnded
 )
 """The events that they end as."""
+
+DATA_BYTES = float(1 << 31)
+"""Of the run's data that one attempt must manage to fetch: a few files. Whole files stay for the next attempt."""
 
 _REPEATED = frozenset({RefusalCode.BUSY, RefusalCode.NOT_MEMBER, RefusalCode.BAD_SIGNATURE})
 """Refusals of a report that another attempt may not meet; any other would come again for ever."""
@@ -160,11 +164,12 @@ class Hands:
     async def carry_out(self, deed: Deed) -> Ending:
         """Does it, and gives the event that it ends as. Raises DataError."""
         try:
-            return await self._do(deed)
+            return await self.attempt(deed)
         except (TransportError, RefusedError) as error:
             return failed(deed, error)
 
-    async def _do(self, deed: Deed) -> Ending:
+    async def attempt(self, deed: Deed) -> Ending:
+        """Does it, and gives the event of success. Raises TransportError and RefusedError too: see `failed`."""
         match deed:
             case LoadAnchor():
                 return await self._load(deed)
@@ -213,9 +218,13 @@ class Hands:
     async def _apply(self, deed: ApplyManifest) -> Ending:
         before = self._worker.outer_state
         assert before is not None, "a manifest is applied to nothing"
+        outer_step = deed.manifest.outer_step
+        if before.outer_step == outer_step + 1:
+            # An earlier attempt got through to the device although its time was up.
+            return ApplyEnded(outer_step, await self._offload(partial(state_digest, before)))
         after = await self._anchors.apply(before, deed.manifest)
         digest = await self._on_device(partial(self._worker.load, deed.manifest.stage_index, after))
-        return ApplyEnded(deed.manifest.outer_step, digest)
+        return ApplyEnded(outer_step, digest)
 
     async def _upload(self, deed: UploadPseudoGradient) -> Ending:
         outbox = self._worker.outbox
@@ -295,8 +304,9 @@ def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
         case RequestJoin() | RequestLease() | SendReport() | SendNotice():
             return 0.0
         case LoadAnchor():
-            # A checkpoint (anchor and momentum) and the means since it.
-            return _num_params(spec, deed.stage_index) * (8.0 + 4.0 * spec.keep_outer_steps)
+            # A checkpoint (anchor and momentum) and the means since it; on the first stage perhaps the data.
+            anchor_bytes = _num_params(spec, deed.stage_index) * (8.0 + 4.0 * spec.keep_outer_steps)
+            return anchor_bytes + (DATA_BYTES if deed.stage_index == 0 else 0.0)
         case ApplyManifest(manifest):
             return _num_params(spec, manifest.stage_index) * 4.0
         case UploadPseudoGradient():

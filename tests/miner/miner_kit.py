@@ -75,6 +75,7 @@ class World:
         self.outer_steps = [0] * spec.num_stages
         self.checkpoint: CheckpointRef | None = None
         self.checkpoint_by: Hotkey | None = None
+        self.everybody = [hotkey_of(stage, replica) for stage in range(spec.num_stages) for replica in range(2)]
         self.gone: set[Hotkey] = set()
         self.merge_plan: MergePlan | None = None
         self.manifest: Manifest | None = None
@@ -97,10 +98,9 @@ class World:
             )
             for index in range(self.spec.num_stages)
         )
-        everybody = [hotkey_of(stage, replica) for stage in range(self.spec.num_stages) for replica in range(2)]
         peers = tuple(
             Peer(hotkey=hotkey, url=f"http://peer:{place}", stage_index=place // 2, state=MemberState.ACTIVE)
-            for place, hotkey in enumerate(everybody)
+            for place, hotkey in enumerate(self.everybody)
             if hotkey not in self.gone
         )
         joined = None if self.state is None else Joined(stage_index=self.stage_index, state=self.state)

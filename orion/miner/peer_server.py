@@ -1,0 +1,155 @@
+"""What other miners and validators ask of this one, over HTTP.
+
+Owns how requests are read and answered; whether a tensor is taken is the core's decision, made before the body is read,
+so that a refused one costs a header. Everything is bounded: bodies by the run's shapes, requests for logs and evidence
+by their number at a time.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from orion.common.config import RunSpec
+from orion.common.ids import Direction, Hotkey
+from orion.common.net.aiohttp_server import build_app, json_answer, signed_json, signed_transfer
+from orion.common.net.gate import Gate
+from orion.common.net.tensor_server import receive_tensors, tensor_answer
+from orion.common.protocol import routes
+from orion.common.protocol.codec import encode, transfer_spec
+from orion.common.protocol.messages import (
+    Cancel,
+    CommittedLog,
+    Done,
+    EvidenceRequest,
+    LogRequest,
+    Refusal,
+    RefusalCode,
+    Transfer,
+)
+from orion.common.protocol.refusals import RefusedError, refused
+from orion.miner.cache import INCOMING, Parcel, TensorCache
+from orion.miner.core import MinerCore
+from orion.miner.desk import Answer, Desk
+from orion.miner.effects import Accept, ReadBody, Refuse
+from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered
+from orion.miner.evidence import EvidenceStore
+
+QUESTIONS_MAX = 8
+"""Logs and evidence that are being handed out at a time; validators come again."""
+QUESTION_RETRY_S = 1.0
+BODY_GRACE_S = 5.0
+"""What a body may take to arrive, beyond its bytes ÷ the run's slowest bandwidth."""
+
+
+class PeerServer:
+    """The HTTP side of one miner."""
+
+    def __init__(
+        self, spec: RunSpec, gate: Gate, *, core: MinerCore, desk: Desk, cache: TensorCache, evidence: EvidenceStore
+    ) -> None:
+        self._spec = spec
+        self._core = core
+        self._desk = desk
+        self._cache = cache
+        self._evidence = evidence
+        self._questions = asyncio.Semaphore(QUESTIONS_MAX)
+        self.app = build_app(gate)
+        self.app.router.add_post(routes.FORWARD, self._forward)
+        self.app.router.add_post(routes.BACKWARD, self._backward)
+        self.app.router.add_post(routes.CANCEL, self._cancel)
+        self.app.router.add_post(routes.LOG, self._log)
+        self.app.router.add_post(routes.EVIDENCE, self._evidence_body)
+        self.app.router.add_get(routes.HEALTH, self._health)
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        return await self._offered(request, Direction.ACTIVATION)
+
+    async def _backward(self, request: web.Request) -> web.StreamResponse:
+        return await self._offered(request, Direction.GRADIENT)
+
+    async def _offered(self, request: web.Request, direction: Direction) -> web.StreamResponse:
+        sender, transfer = await signed_transfer(request)
+        if transfer.direction is not direction:
+            raise refused(RefusalCode.MALFORMED, f"this route takes no {transfer.direction}")
+        answer = await self._desk.ask(self._offer(sender, transfer))
+        if isinstance(answer, ReadBody):
+            answer = await self._read_body(request, answer.request_id, transfer)
+        match answer:
+            case Accept(_, accepted):
+                return json_answer(accepted)
+            case Refuse(_, refusal):
+                raise RefusedError(refusal)
+            case ReadBody():
+                raise AssertionError("the core asked twice for the same body")
+
+    def _offer(self, sender: Hotkey, transfer: Transfer) -> ForwardOffered | BackwardOffered:
+        request_id = self._desk.new_request_id()
+        if transfer.direction is Direction.ACTIVATION:
+            return ForwardOffered(request_id, sender, transfer)
+        return BackwardOffered(request_id, sender, transfer)
+
+    async def _read_body(self, request: web.Request, request_id: int, transfer: Transfer) -> Answer:
+        """Takes the body in; whatever happens, the core hears how that ended."""
+        refusal: Refusal | None = None
+        try:
+            self._cache.put(
+                transfer.microbatch_id, INCOMING[transfer.direction], await self._receive(request, transfer)
+            )
+        except RefusedError as error:
+            refusal = error.refusal
+        except BaseException:
+            aborted = Refusal(code=RefusalCode.MALFORMED, message="the request was broken off")
+            await self._desk.post(BodyEnded(request_id, aborted))
+            raise
+        return await self._desk.ask(BodyEnded(request_id, refusal))
+
+    async def _receive(self, request: web.Request, transfer: Transfer) -> Parcel:
+        expected = transfer_spec(self._spec, transfer.direction, transfer.to_stage)
+        timeout_s = BODY_GRACE_S + transfer.size_bytes / self._spec.time_limits.bandwidth_floor_bytes_per_s
+        tensors = await receive_tensors(request, transfer, expected, timeout_s=timeout_s)
+        body = encode(tensors)
+        # A validator will be shown the body as we write it. One that says the same in other words would make us look
+        # like liars.
+        if body.digest != transfer.digest:
+            raise refused(RefusalCode.BAD_TENSOR, "the body is not in the canonical layout")
+        return Parcel(tensors, body)
+
+    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+        sender, cancel = await signed_json(request, Cancel)
+        await self._desk.post(CancelArrived(sender, cancel))
+        return json_answer(Done())
+
+    async def _log(self, request: web.Request) -> web.StreamResponse:
+        _, question = await signed_json(request, LogRequest)
+        self._require_room()
+        async with self._questions:
+            entries = self._core.committed_log(question.outer_step)
+            if entries is None:
+                raise refused(RefusalCode.NOT_FOUND, f"no log of outer step {question.outer_step} was committed to")
+            return json_answer(CommittedLog(outer_step=question.outer_step, entries=entries))
+
+    async def _evidence_body(self, request: web.Request) -> web.StreamResponse:
+        _, question = await signed_json(request, EvidenceRequest)
+        self._require_room()
+        async with self._questions:
+            # Before the commitment nobody sees what was computed, or it could be copied.
+            is_committed = self._core.committed_log(question.outer_step) is not None
+            body = self._evidence.get(question) if is_committed else None
+            if body is None:
+                raise refused(RefusalCode.NOT_FOUND, "that tensor was not kept")
+            return tensor_answer(body)
+
+    def _require_room(self) -> None:
+        if self._questions.locked():
+            raise refused(RefusalCode.BUSY, "too many questions at a time", QUESTION_RETRY_S)
+
+    async def _health(self, _: web.Request) -> web.StreamResponse:
+        view = self._core.view
+        return web.json_response(
+            {
+                "stage_index": None if view is None else view.stage_index,
+                "state": None if view is None else view.state,
+                "phase": None if view is None else view.stage.phase,
+                "outer_step": None if view is None else view.stage.outer_step,
+            }
+        )

@@ -1,0 +1,158 @@
+"""A miner as a process: connects, listens, and runs the loop. Builds everything; decides nothing."""
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+import torch
+
+from orion.common.clock import Clock, SystemClock
+from orion.common.config import RunSpec
+from orion.common.errors import ConfigError, TransportError
+from orion.common.ids import Hotkey
+from orion.common.net.aiohttp_server import serve as serve_app
+from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.data_client import open_data
+from orion.common.net.gate import Gate
+from orion.common.net.http import HttpClient
+from orion.common.net.object_client import ObjectClient
+from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.net.retry import RetryPolicy, retrying
+from orion.common.net.rpc import RpcClient
+from orion.common.offload import OwnThread
+from orion.common.protocol.messages import Join
+from orion.common.protocol.refusals import RefusedError
+from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
+from orion.common.train.data import TokenDataset
+from orion.common.train.device import compute_dtype, device_named
+from orion.miner.cache import TensorCache
+from orion.miner.config import MinerConfig
+from orion.miner.core import MinerCore
+from orion.miner.desk import Desk
+from orion.miner.evidence import EvidenceStore
+from orion.miner.hands import Hands
+from orion.miner.loop import MinerLoop
+from orion.miner.peer_client import PeerClient
+from orion.miner.peer_server import PeerServer
+from orion.miner.worker import DeviceWorker
+
+_START = RetryPolicy(attempts_max=1000, pause_s_max=5.0, total_s_max=600.0)
+"""A miner may be started before its orchestrator."""
+_LEAVE_S = 3.0
+"""What saying goodbye may take."""
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
+
+_log = structlog.get_logger("orion.miner")
+
+
+async def serve(
+    config: MinerConfig,
+    keypair: Keypair,
+    clock: Clock | None = None,
+    *,
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """Takes part in one run until it is over, then leaves; cancelling it leaves too.
+
+    `on_listening` is called with this miner's URL once peers are served. Sets torch's threads. Raises ConfigError,
+    DataError, TransportError, RefusedError.
+    """
+    clock = clock if clock is not None else SystemClock()
+    if config.public_url is None and config.host in _ANY_ADDRESS:
+        raise ConfigError(f"others cannot reach {config.host}: say with public_url how they do")
+    device = device_named(config.device)
+    torch.set_num_threads(config.num_threads)
+    rng = random.Random(secrets.randbits(128))
+    async with HttpClient() as http:
+        spec, orchestrator_hotkey = await _run_spec(http, config, rng, clock)
+    hotkey = hotkey_of(keypair)
+    core = MinerCore(spec, hotkey, rng)
+    desk = Desk()
+    cache = TensorCache(spec.flow.in_flight_max)
+    evidence = EvidenceStore(spec.validation.replay_ops_max, config.evidence_bytes_max)
+    gate = Gate(Verifier(hotkey), spec.digest, clock)
+    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, evidence=evidence)
+    async with contextlib.AsyncExitStack() as stack:
+        rpc = await stack.enter_async_context(RpcClient(keypair, spec.digest, clock))
+        try:
+            port = await stack.enter_async_context(serve_app(server.app, config.host, config.port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+        url = config.public_url or f"http://{config.host}:{port}"
+        orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
+        objects = ObjectClient(orchestrator)
+        device_thread = OwnThread("device")
+        stack.callback(device_thread.close)
+        worker = DeviceWorker(
+            spec, hotkey, cache=cache, evidence=evidence, device=device, compute_dtype=compute_dtype(device)
+        )
+        hands = Hands(
+            spec,
+            hotkey,
+            join=Join(url=url, device=str(device), memory_bytes=_memory_bytes(device), stage_index=config.stage_index),
+            orchestrator=orchestrator,
+            objects=objects,
+            anchors=AnchorLoader(orchestrator, objects, spec),
+            worker=worker,
+            open_tokens=partial(_open_data, orchestrator, spec, config, rng, clock),
+            on_device=device_thread,
+        )
+        loop = MinerLoop(
+            spec,
+            config,
+            clock,
+            core=core,
+            desk=desk,
+            hands=hands,
+            peers=PeerClient(spec, rpc, cache, clock),
+            orchestrator=orchestrator,
+            worker=worker,
+            cache=cache,
+            on_device=device_thread,
+        )
+        _log.info("miner_started", hotkey=hotkey, url=url, run_id=spec.run_id, device=str(device))
+        if on_listening is not None:
+            on_listening(url)
+        try:
+            await loop.run()
+        finally:
+            if core.view is not None and not core.run_is_over:
+                await _leave(orchestrator)
+        _log.info("miner_ended", num_applied=core.num_applied)
+
+
+async def _run_spec(http: HttpClient, config: MinerConfig, rng: random.Random, clock: Clock) -> tuple[RunSpec, Hotkey]:
+    async def attempt() -> tuple[RunSpec, Hotkey]:
+        return await OrchestratorClient.run_spec(http, config.orchestrator_url)
+
+    return await retrying(attempt, rng=rng, clock=clock, policy=_START)
+
+
+async def _open_data(
+    orchestrator: OrchestratorClient, spec: RunSpec, config: MinerConfig, rng: random.Random, clock: Clock
+) -> TokenDataset:
+    async def attempt() -> TokenDataset:
+        return await open_data(orchestrator, spec, config.data_folder)
+
+    return await retrying(attempt, rng=rng, clock=clock, policy=_START)
+
+
+async def _leave(orchestrator: OrchestratorClient) -> None:
+    """Says goodbye, so that nobody waits for the silence to be noticed."""
+    try:
+        async with asyncio.timeout(_LEAVE_S):
+            await orchestrator.leave("stopped")
+    except (TransportError, RefusedError, TimeoutError) as error:
+        _log.warning("leave_not_heard", error=str(error))
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Memory that the stage is computed in."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

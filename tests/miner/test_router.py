@@ -1,0 +1,192 @@
+"""Router: the better of two random replicas, a breaker for those that fail, and a good word for those that recover."""
+
+import heapq
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orion.common.ids import Hotkey
+from orion.miner.router import FAILURES_TO_OPEN, PAUSE_MAX_S, PAUSE_MIN_S, Router
+
+PEERS = [Hotkey(name) for name in ("a", "b", "c", "d")]
+
+
+def measure(router: Router, peer: Hotkey, round_trip_s: float, service_s: float) -> None:
+    """Teaches the router a peer."""
+    for _ in range(30):
+        router.sent(peer)
+        router.accepted(peer, round_trip_s, queued=0)
+        router.completed(peer, round_trip_s + service_s)
+        router.released(peer)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    actions=st.lists(
+        st.tuples(st.sampled_from(PEERS), st.sampled_from(["sent", "accepted", "busy", "failed", "refused", "wait"])),
+        max_size=60,
+    ),
+)
+def test_whatever_happened_the_choice_is_usable_or_there_is_none(seed: int, actions: list[tuple[Hotkey, str]]) -> None:
+    router, now_s, in_flight = Router(Random(seed)), 0.0, Counter[Hotkey]()
+    for peer, action in actions:
+        match action:
+            case "sent":
+                router.sent(peer)
+                in_flight[peer] += 1
+            case "accepted":
+                router.accepted(peer, 0.1, 3)
+            case "busy":
+                router.busy(peer, now_s + 1.0)
+            case "failed":
+                router.failed(peer, now_s)
+            case "refused":
+                router.refused(peer)
+            case _:
+                now_s += 1.0
+        chosen = router.choose(PEERS, now_s)
+        usable_s = router.next_usable_s(PEERS)
+        assert (chosen is not None) == (usable_s is not None and usable_s <= now_s)
+        assert chosen is None or chosen in PEERS
+        assert router.expected_s(peer) > 0
+        assert router.in_flight(peer) == in_flight[peer]
+
+
+def test_the_faster_of_two_is_preferred_and_the_other_still_tried() -> None:
+    router = Router(Random(1))
+    measure(router, PEERS[0], 0.01, 0.1)
+    measure(router, PEERS[1], 0.01, 0.4)
+
+    chosen = Counter(router.choose(PEERS[:2], 0.0) for _ in range(1000))
+
+    assert chosen[PEERS[0]] > 900
+    assert chosen[PEERS[1]] > 5, "a share is drawn evenly, so that a change is noticed"
+
+
+def test_what_is_in_flight_counts_against_a_peer() -> None:
+    router = Router(Random(1))
+    for peer in PEERS[:2]:
+        measure(router, peer, 0.01, 0.1)
+    before_s = router.expected_s(PEERS[0])
+    for _ in range(3):
+        router.sent(PEERS[0])
+
+    assert router.expected_s(PEERS[0]) == pytest.approx(before_s + 0.3, rel=0.01)
+    assert Counter(router.choose(PEERS[:2], 0.0) for _ in range(500))[PEERS[1]] > 450
+
+
+def test_an_unknown_peer_is_taken_to_be_like_the_others() -> None:
+    router = Router(Random(1))
+    measure(router, PEERS[0], 0.2, 0.5)
+
+    assert router.expected_s(PEERS[1]) == pytest.approx(router.expected_s(PEERS[0]), rel=0.01)
+
+
+def test_the_breaker_opens_probes_one_at_a_time_and_closes() -> None:
+    router = Router(Random(1))
+    peer = PEERS[0]
+    for _ in range(FAILURES_TO_OPEN):
+        assert router.choose([peer], 0.0) == peer
+        router.sent(peer)
+        router.failed(peer, 0.0)
+        router.released(peer)
+
+    assert router.choose([peer], 0.0) is None
+    assert router.next_usable_s([peer]) == PAUSE_MIN_S
+    assert router.choose([peer], PAUSE_MIN_S) == peer
+    router.sent(peer)
+    assert router.choose([peer], PAUSE_MIN_S) is None, "one probe at a time"
+    router.failed(peer, PAUSE_MIN_S)
+    router.released(peer)
+    assert router.next_usable_s([peer]) == 3 * PAUSE_MIN_S, "the pause doubles"
+    router.sent(peer)
+    router.accepted(peer, 0.1, 0)
+    assert router.choose([peer], PAUSE_MIN_S) == peer
+
+
+def test_the_pause_is_bounded() -> None:
+    router = Router(Random(1))
+    for _ in range(100):
+        router.failed(PEERS[0], 0.0)
+
+    assert router.next_usable_s(PEERS[:1]) == PAUSE_MAX_S
+
+
+def test_a_busy_peer_is_not_offered_all_that_waits_for_it() -> None:
+    router = Router(Random(1))
+    peer = PEERS[0]
+    router.sent(peer)
+    router.busy(peer, 1.0)
+    router.released(peer)
+
+    assert router.choose([peer], 0.5) is None
+    assert router.choose([peer], 1.0) == peer
+    router.sent(peer)
+    assert router.choose([peer], 1.0) is None
+
+
+def test_peers_that_are_gone_are_forgotten_once_nothing_is_in_flight() -> None:
+    router = Router(Random(1))
+    measure(router, PEERS[0], 5.0, 5.0)
+    router.sent(PEERS[1])
+    router.keep_only([])
+
+    assert router.expected_s(PEERS[0]) < 1.0
+    assert router.in_flight(PEERS[1]) == 1
+
+
+def run_pipeline(seed: int, service_s: dict[Hotkey, float], dead: set[Hotkey], duration_s: float) -> Counter[Hotkey]:
+    """One sender with eight credits before replicas of the given speeds; how much each completed."""
+    router = Router(Random(seed))
+    free_s = dict.fromkeys(service_s, 0.0)
+    done: Counter[Hotkey] = Counter()
+    ends: list[tuple[float, Hotkey, float]] = []
+    credits, now_s = 8, 0.0
+    while now_s < duration_s:
+        peer = router.choose(sorted(service_s), now_s) if credits else None
+        if peer is not None and peer in dead:
+            router.sent(peer)
+            router.failed(peer, now_s)
+            router.released(peer)
+            now_s += 0.01
+            continue
+        if peer is not None:
+            credits -= 1
+            router.sent(peer)
+            router.accepted(peer, 0.02, queued=0)
+            free_s[peer] = max(free_s[peer], now_s + 0.02) + service_s[peer]
+            heapq.heappush(ends, (free_s[peer], peer, now_s))
+            continue
+        if not ends:
+            now_s += 0.1
+            continue
+        now_s, finished, sent_s = heapq.heappop(ends)
+        router.completed(finished, now_s - sent_s)
+        router.released(finished)
+        done[finished] += 1
+        credits += 1
+    return done
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_load_follows_speed(seed: int) -> None:
+    service_s = {PEERS[0]: 0.1, PEERS[1]: 0.1, PEERS[2]: 0.4}
+
+    done = run_pipeline(seed, service_s, set(), 200.0)
+
+    best = sum(200.0 / seconds for seconds in service_s.values())
+    assert sum(done.values()) > 0.8 * best
+    assert done[PEERS[2]] < 0.5 * done[PEERS[0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_dead_replica_costs_little(seed: int) -> None:
+    service_s = {PEERS[0]: 0.1, PEERS[1]: 0.1}
+
+    done = run_pipeline(seed, service_s, {PEERS[1]}, 100.0)
+
+    assert sum(done.values()) > 0.95 * 100.0 / 0.1
