@@ -3,7 +3,8 @@
 It owns durations only. A model of more than one number (FLOPs, memory) can take its place without anybody noticing.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from random import Random
 
 from orion.miner.events import Backward, EncodePseudoGradient, Forward, InnerStep, Job
@@ -29,14 +30,15 @@ class Device:
     rng: Random
     is_last_stage: bool = False
     """Its forwards include the backward."""
-    slowdown: float = 1.0
+    slowdowns: list[float] = field(default_factory=list)
+    """Factors by which everything takes longer now."""
     num_slowed: int = 0
-    """Jobs that took longer because of `slowdown`."""
+    """Jobs that took longer because of them."""
 
     def duration_s(self, job: Job) -> float:
         """Draws how long this job takes."""
-        self.num_slowed += self.slowdown != 1.0
-        seconds = self._usual_s(job) * self.slowdown
+        self.num_slowed += bool(self.slowdowns)
+        seconds = self._usual_s(job) * math.prod(self.slowdowns)
         return seconds * (1.0 + self.profile.spread * self.rng.uniform(-1.0, 1.0))
 
     def _usual_s(self, job: Job) -> float:

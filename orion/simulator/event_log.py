@@ -28,9 +28,9 @@ class EventLog:
 
     def record(self, now_s: float, address: Address, event: object, effects: Sequence[object]) -> None:
         """A core has handled an event and wants these effects."""
-        name = event_name(event)
         self.num_events += 1
-        self.counts[name] += 1
+        kind, name = _kind_and_name(event)
+        self.counts[kind] += 1
         self.write(f"{now_s:.6f} {address} {name} -> {' '.join(type(effect).__name__ for effect in effects)}")
 
     def write(self, line: str) -> None:
@@ -43,11 +43,12 @@ class EventLog:
         return Digest(self._hasher.hexdigest())
 
 
-def event_name(event: object) -> str:
-    """The event's kind, with that of the message, job result or transfer that it carries."""
+def _kind_and_name(event: object) -> tuple[str, str]:
+    """The event's kind, with that of the message, job result or transfer that it carries; and which microbatch's."""
     for part in ("message", "result", "transfer"):
         carried = getattr(event, part, None)
         if carried is not None:
-            microbatch_id = getattr(carried, "microbatch_id", "")
-            return f"{type(event).__name__} {type(carried).__name__} {microbatch_id}".rstrip()
-    return type(event).__name__
+            kind = f"{type(event).__name__} {type(carried).__name__}"
+            return kind, f"{kind} {getattr(carried, 'microbatch_id', '')}".rstrip()
+    kind = type(event).__name__
+    return kind, kind

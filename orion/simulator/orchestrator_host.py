@@ -20,6 +20,7 @@ from orion.common.protocol.messages import (
     ObjectRef,
     Refusal,
     RefusalCode,
+    StageState,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore
@@ -54,6 +55,8 @@ METAGRAPH_S = 2.0
 """Between two looks at the chain."""
 GRANT_S = 600.0
 """How long a grant holds."""
+NOBODY = Hotkey("1" * 48)
+"""Asks for the feed as an onlooker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,10 @@ class OrchestratorHost(Host):
             self._num_requests += 1
             self._open[request_id] = respond
             self.handle(RequestArrived.model_validate({"request_id": request_id, "hotkey": hotkey, "message": request}))
+
+    def stage_states(self) -> tuple[StageState, ...]:
+        """Where each stage is."""
+        return self.core.feed(NOBODY, self.clock.now_s()).stages
 
     # --- events -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,182 @@
+"""Carries out a schedule of faults in a swarm, and keeps the record of what each of them really did.
+
+It owns when a fault begins and ends; what may be drawn is in `faults`. Invariants: a fault begins once, after its
+trigger; one that harms messages, jobs or requests lasts until it has harmed at least one; one that cannot happen yet,
+because its process is down, is tried again until it can.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from orion.common.ids import Phase
+from orion.common.protocol.messages import Feed
+from orion.orchestrator.events import Announce
+from orion.simulator.faults import Fault, FaultKind
+from orion.simulator.host import Host
+from orion.simulator.network import Impairment
+from orion.simulator.orchestrator_host import OrchestratorHost
+from orion.simulator.store import StoreTrouble
+from orion.simulator.swarm import Swarm
+
+RETRY_S = 0.5
+STORE_DELAY_S = 1.5
+"""What a store in trouble adds to each write."""
+PHASE_ORDER = {Phase.TRAIN: 0, Phase.UPLOAD: 1, Phase.MERGE: 2, Phase.DONE: 3}
+
+
+def _none() -> int:
+    return 0
+
+
+def _one() -> int:
+    return 1
+
+
+@dataclass(slots=True, eq=False)
+class FaultRecord:
+    """What became of one fault."""
+
+    fault: Fault
+    began_s: float | None = None
+    """Virtual time since the start of the simulation."""
+    count: Callable[[], int] = _none
+    """Gives `num_hits`."""
+
+    @property
+    def num_hits(self) -> int:
+        """Processes ended, messages, jobs or requests harmed so far."""
+        return self.count()
+
+    @property
+    def has_fired(self) -> bool:
+        return self.num_hits > 0
+
+    def __str__(self) -> str:
+        began = "never began" if self.began_s is None else f"began at {self.began_s:.2f} s, {self.num_hits} hits"
+        return f"{self.fault}: {began}"
+
+
+class Injector:
+    """Watches the phases and makes things go wrong."""
+
+    def __init__(self, swarm: Swarm, schedule: Sequence[Fault]) -> None:
+        self._swarm = swarm
+        self._clock = swarm.world.clock
+        self.records = tuple(FaultRecord(fault) for fault in schedule)
+        self._pending = list(self.records)
+
+    def handled(self, host: Host, event: object, effects: Sequence[object]) -> None:
+        """Sees to the faults whose phase has come."""
+        if not self._pending or not isinstance(host, OrchestratorHost):
+            return
+        if not any(isinstance(effect, Announce) for effect in effects):
+            return
+        stages = host.stage_states()
+        for record in tuple(self._pending):
+            fault = record.fault
+            stage = stages[fault.stage_index]
+            if (stage.outer_step, PHASE_ORDER[stage.phase]) >= (fault.outer_step, PHASE_ORDER[fault.phase]):
+                self._pending.remove(record)
+                self._clock.schedule(fault.after_s, partial(self._begin, record))
+
+    def _begin(self, record: FaultRecord) -> None:
+        if not self._can_begin(record.fault):
+            self._clock.schedule(RETRY_S, lambda: self._begin(record))
+            return
+        record.began_s = self._clock.monotonic_s()
+        self._swarm.world.log.write(f"{self._clock.now_s():.6f} fault {record.fault}")
+        match record.fault.kind:
+            case FaultKind.CRASH | FaultKind.RESTART:
+                self._crash(record)
+            case FaultKind.ORCHESTRATOR_RESTART:
+                self._restart_orchestrator(record)
+            case FaultKind.SLOW_DEVICE:
+                self._slow_device(record)
+            case FaultKind.STORE_TROUBLE:
+                self._trouble_store(record)
+            case _:
+                self._impair(record)
+
+    def _can_begin(self, fault: Fault) -> bool:
+        """Whether the process that is to end is up."""
+        match fault.kind:
+            case FaultKind.CRASH | FaultKind.RESTART:
+                return self._swarm.is_miner_alive(fault.miner)
+            case FaultKind.ORCHESTRATOR_RESTART:
+                return self._swarm.orchestrator.is_alive
+            case _:
+                return True
+
+    def _crash(self, record: FaultRecord) -> None:
+        fault = record.fault
+        self._swarm.kill_miner(fault.miner)
+        record.count = _one
+        if fault.kind is FaultKind.RESTART:
+            self._clock.schedule(fault.duration_s, lambda: self._swarm.start_miner(fault.miner))
+
+    def _restart_orchestrator(self, record: FaultRecord) -> None:
+        self._swarm.kill_orchestrator()
+        record.count = _one
+        self._clock.schedule(record.fault.duration_s, self._swarm.restart_orchestrator)
+
+    def _slow_device(self, record: FaultRecord) -> None:
+        device = self._swarm.devices[record.fault.miner]
+        before = device.num_slowed
+        device.slowdowns.append(record.fault.strength)
+        record.count = lambda: device.num_slowed - before
+        self._lift_once_hit(record, lambda: device.slowdowns.remove(record.fault.strength))
+
+    def _trouble_store(self, record: FaultRecord) -> None:
+        store = self._swarm.world.store
+        trouble = StoreTrouble(fail_share=record.fault.strength, delay_s=STORE_DELAY_S)
+        store.troubles.append(trouble)
+        record.count = lambda: trouble.num_hits
+        self._lift_once_hit(record, lambda: store.troubles.remove(trouble))
+
+    def _impair(self, record: FaultRecord) -> None:
+        network = self._swarm.world.network
+        impairments = self._impairments(record.fault)
+        for impairment in impairments:
+            network.impair(impairment)
+
+        def end() -> None:
+            for impairment in impairments:
+                network.lift(impairment)
+
+        record.count = lambda: sum(impairment.num_hits for impairment in impairments)
+        self._lift_once_hit(record, end)
+
+    def _impairments(self, fault: Fault) -> list[Impairment]:
+        miner, other = self._swarm.hotkeys[fault.miner], self._swarm.hotkeys[fault.other]
+        match fault.kind:
+            case FaultKind.DELAY:
+                return [Impairment(miner, delay_s=fault.strength), Impairment(None, miner, delay_s=fault.strength)]
+            case FaultKind.DUPLICATE:
+                return [Impairment(duplicate_share=fault.strength)]
+            case FaultKind.DROP:
+                return [
+                    Impairment(miner, drop_share=fault.strength),
+                    Impairment(None, miner, drop_share=fault.strength),
+                ]
+            case FaultKind.ONE_WAY_PARTITION:
+                return [Impairment(miner, other, drop_share=1.0)]
+            case FaultKind.TWO_WAY_PARTITION:
+                return [Impairment(miner, other, drop_share=1.0), Impairment(other, miner, drop_share=1.0)]
+            case FaultKind.CUT_OFF:
+                return [Impairment(miner, drop_share=1.0), Impairment(None, miner, drop_share=1.0)]
+            case FaultKind.LOST_FEED:
+                return [Impairment(None, miner, drop_share=1.0, carries=Feed)]
+            case _:
+                raise AssertionError(f"{fault.kind} does not concern the network")
+
+    def _lift_once_hit(self, record: FaultRecord, end: Callable[[], None]) -> None:
+        """Ends a fault after its duration, and not before it has harmed something."""
+
+        def look() -> None:
+            if record.has_fired:
+                end()
+            else:
+                self._clock.schedule(RETRY_S, look)
+
+        self._clock.schedule(record.fault.duration_s, look)
