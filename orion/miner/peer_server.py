@@ -13,9 +13,9 @@ from orion.common.config import RunSpec
 from orion.common.ids import Direction, Hotkey
 from orion.common.net.aiohttp_server import build_app, json_answer, signed_json, signed_transfer
 from orion.common.net.gate import Gate
-from orion.common.net.tensor_server import receive_tensors, tensor_answer
+from orion.common.net.tensor_server import receive_body, tensor_answer
 from orion.common.protocol import routes
-from orion.common.protocol.codec import encode, transfer_spec
+from orion.common.protocol.codec import transfer_spec
 from orion.common.protocol.messages import (
     Cancel,
     CommittedLog,
@@ -106,13 +106,7 @@ class PeerServer:
     async def _receive(self, request: web.Request, transfer: Transfer) -> Parcel:
         expected = transfer_spec(self._spec, transfer.direction, transfer.to_stage)
         timeout_s = BODY_GRACE_S + transfer.size_bytes / self._spec.time_limits.bandwidth_floor_bytes_per_s
-        tensors = await receive_tensors(request, transfer, expected, timeout_s=timeout_s)
-        body = encode(tensors)
-        # A validator will be shown the body as we write it. One that says the same in other words would make us look
-        # like liars.
-        if body.digest != transfer.digest:
-            raise refused(RefusalCode.BAD_TENSOR, "the body is not in the canonical layout")
-        return Parcel(tensors, body)
+        return Parcel(*await receive_body(request, transfer, expected, timeout_s=timeout_s))
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         sender, cancel = await signed_json(request, Cancel)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orion.common.net.aiohttp_server import arrival
 from orion.common.net.http import body_chunks, receive_exact
-from orion.common.protocol.codec import Body, body_size, check_finite, decode
+from orion.common.protocol.codec import Body, body_size, check_finite, decode, received_body
 from orion.common.protocol.messages import RefusalCode, Transfer
 from orion.common.protocol.refusals import refused
 from orion.common.train.compress import TensorSpec
@@ -17,13 +17,13 @@ _CHECK_INLINE_BYTES_MAX = 4 * 1024 * 1024
 """Larger bodies are searched for infinities in a thread: it takes a millisecond for this many bytes."""
 
 
-async def receive_tensors(
+async def receive_body(
     request: web.Request, transfer: Transfer, expected: Mapping[str, TensorSpec], *, timeout_s: float
-) -> dict[str, Tensor]:
-    """The tensors in a request's body: exactly the expected ones, of the announced digest, all finite.
+) -> tuple[dict[str, Tensor], Body]:
+    """A request's body: exactly the expected tensors, all finite, and the same memory as a body to hand on.
 
-    Checks size before it takes memory, then digest, layout and values. `timeout_s` bounds the whole arrival. Raises
-    RefusedError; the buffer is the caller's alone, and freed with the tensors.
+    Checks size before it takes memory, then digest, layout (`encode`'s own) and values. `timeout_s` bounds the whole
+    arrival. Raises RefusedError; the memory is the caller's alone.
     """
     size_bytes = body_size(expected)
     if transfer.size_bytes != size_bytes or request.content_length != size_bytes:
@@ -33,11 +33,12 @@ async def receive_tensors(
     async with arrival(timeout_s):
         buffer = await receive_exact(request.content, size_bytes, transfer.digest)
     tensors = decode(buffer, expected, size_bytes)
+    body = received_body(buffer, expected, transfer.digest)
     if size_bytes > _CHECK_INLINE_BYTES_MAX:
         await asyncio.to_thread(check_finite, tensors)
     else:
         check_finite(tensors)
-    return tensors
+    return tensors, body
 
 
 def tensor_answer(body: Body) -> web.Response:

@@ -8,15 +8,16 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 from aiohttp import web
+from blake3 import blake3
 from net_loopback import CLIENT, SERVER
 from torch import Tensor
 
 from orion.common.errors import TransportError
-from orion.common.ids import DataId, Direction, MicrobatchId
+from orion.common.ids import DataId, Digest, Direction, MicrobatchId
 from orion.common.net import aiohttp_server
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
-from orion.common.net.tensor_server import receive_tensors, tensor_answer
+from orion.common.net.tensor_server import receive_body, tensor_answer
 from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.messages import Accepted, Cancel, RefusalCode, Transfer
 from orion.common.protocol.refusals import RefusedError, refused
@@ -58,7 +59,9 @@ class Receiver:
     async def forward(self, request: web.Request) -> web.Response:
         sender, transfer = await aiohttp_server.signed_transfer(request)
         assert sender == CLIENT
-        self.taken.append(await receive_tensors(request, transfer, EXPECTED, timeout_s=RECEIVE_TIMEOUT_S))
+        received, body = await receive_body(request, transfer, EXPECTED, timeout_s=RECEIVE_TIMEOUT_S)
+        assert (body.digest, body.tobytes()) == (transfer.digest, encode(received).tobytes())
+        self.taken.append(received)
         return aiohttp_server.json_answer(Accepted(credits=3, queued=1))
 
     async def busy(self, request: web.Request) -> web.Response:
@@ -125,6 +128,16 @@ async def test_other_tensors_of_the_same_size_are_refused(rpc: RpcClient, receiv
     body = encode({**tensors(), "z": tensors()["z"].view(torch.int16)})
     assert body.size_bytes == encode(tensors()).size_bytes
     assert await refusal_code(rpc, receiver, body) is RefusalCode.BAD_TENSOR
+
+
+async def test_the_expected_tensors_in_another_layout_are_refused(rpc: RpcClient, receiver: Receiver) -> None:
+    body = encode(tensors())
+    assert body.header.endswith(b" ")
+    header = body.header[:8] + b"{ " + body.header[9:-1]
+    digest = blake3(header + body.tobytes()[len(header) :]).hexdigest()
+    other = Body(header, body.parts, body.size_bytes, Digest(digest))
+    assert decode(other.tobytes(), EXPECTED, other.size_bytes).keys() == EXPECTED.keys()
+    assert await refusal_code(rpc, receiver, other) is RefusalCode.BAD_TENSOR
 
 
 async def test_infinities_are_refused(rpc: RpcClient, receiver: Receiver) -> None:
