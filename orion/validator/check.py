@@ -4,8 +4,7 @@ Owns the order of a check (commitment, log, draw of the prefix, evidence, replay
 answers mean. Must not know who else is checked, whether the miner is still a member, or how verdicts travel.
 
 A check ends once, and its ending says what it is worth: the miner's own bytes show that it passed or failed; or it did
-not deliver, which only counts against a miner that is still there (the core decides); or the validator could not do
-its part.
+not deliver, or has nothing to deliver, and the core decides what that means; or the validator could not do its part.
 """
 
 import math
@@ -68,6 +67,8 @@ class EndingKind(StrEnum):
     """The miner's own bytes show it."""
     SILENT = "silent"
     """The miner did not hand over what it owes."""
+    LOST = "lost"
+    """The miner has no log of what it was credited for, as one has that was started anew in between."""
     UNDECIDED = "undecided"
     """The validator could not do its part."""
 
@@ -162,7 +163,7 @@ class Check:
         if commitment is not None:
             self._begin_log(commitment, now_s)
         elif self._has_asked_again:
-            self._end(EndingKind.SILENT, f"credited with {self.target.num_credited} microbatches without a commitment")
+            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches without a commitment")
 
     def on_log(self, log: CommittedLog, now_s: float) -> None:
         """The log has come: checks it, then draws how much of it is replayed."""
@@ -184,8 +185,12 @@ class Check:
 
     def on_log_failed(self, problem: FetchProblem, detail: str, now_s: float) -> None:
         """The log has not come."""
-        if self.phase is CheckPhase.LOG:
-            self._log_in_flight = False
+        if self.phase is not CheckPhase.LOG:
+            return
+        self._log_in_flight = False
+        if problem is FetchProblem.NOT_FOUND:
+            self._end(EndingKind.LOST, f"log withheld: {detail}")
+        else:
             self._fetch_failed("log", problem, detail, now_s)
 
     def on_evidence(self, event: EvidenceArrived) -> None:

@@ -8,6 +8,9 @@ Must not fetch, compute with tensors, read a clock or draw from anything but its
 drawn before the commitments are in; a miner gets one verdict per outer step at most; a failed verdict rests on the
 miner's own bytes, or on the silence of a miner that has been active all along and still is, as a feed from after the
 silence says; the validator's own failures give no verdict.
+
+A miner that was started anew within seconds has lost its log through no bad will, and looks to everybody as if it had
+been there all along. So a lost log is let pass once per window of outer steps; doing it again fails.
 """
 
 import random
@@ -84,6 +87,8 @@ class ValidatorCore:
         self._round: _Round | None = None
         self._last_round = -1
         self._last_checked: dict[Hotkey, int] = {}
+        self._last_lost: dict[Hotkey, int] = {}
+        """Outer step of each miner's newest lost log."""
         self._has_requested_final_weights = False
         self._notices: list[Notice] = []
         self.num_checks = 0
@@ -291,7 +296,7 @@ class ValidatorCore:
                         effects.append(effect)
         if check.ending is None:
             return False
-        if check.ending.kind is not EndingKind.SILENT:
+        if check.ending.kind not in (EndingKind.SILENT, EndingKind.LOST):
             self._conclude(current, check, check.ending)
             return True
         if current.silent_since_s is None:
@@ -303,11 +308,17 @@ class ValidatorCore:
         return False
 
     def _conclude_silence(self, current: _Round, check: Check, ending: Ending) -> None:
-        """A feed has come since the miner fell silent: it is still there and owes an answer, or it is not."""
-        if self._members.was_there(check.target.miner, current.outer_step):
-            self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
-        else:
+        """A feed has come since the miner owes an answer: it is still there, or it is not."""
+        miner = check.target.miner
+        if not self._members.was_there(miner, current.outer_step):
             self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but it was away"))
+            return
+        if ending.kind is EndingKind.LOST:
+            before, self._last_lost[miner] = self._last_lost.get(miner), current.outer_step
+            if before is None or before < window_start(current.outer_step, self._spec):
+                self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}; let pass this once"))
+                return
+        self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
 
     def _conclude(self, current: _Round, check: Check, ending: Ending) -> None:
         """Turns the ending of the check under way into a verdict, or says why there is none."""
@@ -322,12 +333,14 @@ class ValidatorCore:
         }
         if check.replay_result is not None:
             fields |= asdict(check.replay_result)
-        if self._members.was_there(target.miner, target.outer_step):
-            # Without a verdict too: whoever cannot be replayed here must not keep the others from being looked at.
-            self._last_checked[target.miner] = target.outer_step
         if ending.kind is EndingKind.UNDECIDED:
+            has_lost_log = check.ending is not None and check.ending.kind is EndingKind.LOST
+            if not has_lost_log and self._members.was_there(target.miner, target.outer_step):
+                # Whoever cannot be replayed here must not keep the others from being looked at.
+                self._last_checked[target.miner] = target.outer_step
             self._notices.append(Notice("warning", "check_undecided", fields))
             return
+        self._last_checked[target.miner] = target.outer_step
         passed = ending.kind is EndingKind.PASSED
         verdict = Verdict(
             miner=target.miner,

@@ -306,14 +306,23 @@ def test_silence_while_the_orchestrator_is_silent_too_gives_no_verdict(honest: l
     assert "check_undecided" in events_of(world)
 
 
-def test_work_without_a_commitment_fails(honest: list[WorkingMiner]) -> None:
-    world = world_of(honest)
-    world.uncommitted.add(B)
-    world.give_feed()
-    world.pass_time(12)
-    world.give_feed()
+@pytest.mark.parametrize("has_commitment", [True, False])
+def test_a_lost_log_is_let_pass_once(honest: list[WorkingMiner], has_commitment: bool) -> None:
+    world = world_of(honest[1:2])
+    if has_commitment:
+        world.problems[B] = FetchProblem.NOT_FOUND
+    else:
+        world.uncommitted.add(B)
+    for outer_step in (0, 1):
+        world.work_outer_step = outer_step
+        assert not failed(world)
+        world.give_feed(outer_step=outer_step)
+        world.pass_time(12)
+        world.give_feed(outer_step=outer_step)
     assert set(failed(world)) == {B}
-    assert "without a commitment" in failed(world)[B]
+    assert ("withheld" if has_commitment else "without a commitment") in failed(world)[B]
+    assert world.verdicts[B].outer_step == 1
+    assert "check_undecided" in events_of(world)
 
 
 def test_a_late_commitment_is_checked_like_any_other(honest: list[WorkingMiner]) -> None:

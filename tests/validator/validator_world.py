@@ -333,6 +333,8 @@ class World:
     bodies: dict[Hotkey, Body] = field(default_factory=dict)
     """Bodies that miners hand over instead of all of theirs."""
     uncommitted: set[Hotkey] = field(default_factory=set)
+    work_outer_step: int = 0
+    """The outer step that the miners' work is passed off as."""
     credited: dict[Hotkey, int] = field(default_factory=dict)
     orchestrator_problem: bool | None = None
     """It fails, and whether it is worth asking again."""
@@ -424,24 +426,24 @@ class World:
                 return ReplayEnded(effect.task.miner, effect.task.outer_step, result)
 
     def commitments(self, outer_step: int) -> Commitments:
-        """Everybody's commitment to outer step 0."""
+        """Everybody's commitment to the one outer step."""
         return Commitments(
             records=tuple(
                 CommitmentRecord(hotkey=name, stage_index=miner.stage_index, commitment=miner.commitment())
                 for name, miner in self.miners.items()
-                if name not in self.uncommitted and outer_step == 0
+                if name not in self.uncommitted and outer_step == self.work_outer_step
             )
         )
 
     def ledger(self) -> Ledger:
-        """All work of outer step 0, as credited."""
+        """All work of the one outer step, as credited."""
         return Ledger(
-            outer_step=0,
+            outer_step=self.work_outer_step,
             work=tuple(
                 WorkRecord(
                     hotkey=name,
                     stage_index=miner.stage_index,
-                    outer_step=0,
+                    outer_step=self.work_outer_step,
                     num_microbatches=(count := self.credited.get(name, miner.num_applied)),
                     flops=100.0 * count,
                 )
