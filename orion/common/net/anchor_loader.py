@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import structlog
 from torch import Tensor
 
 from orion.common.config import RunSpec
@@ -15,8 +16,7 @@ from orion.common.train.anchor import apply_means, initial_anchor, state_from_ch
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
 
-Start = OuterState | CheckpointRef | None
-"""Where building may begin: a state at hand, a checkpoint to fetch, or (None) the initial parameters."""
+_log = structlog.get_logger("orion.anchor")
 
 
 class ManifestSource(Protocol):
@@ -53,26 +53,26 @@ class AnchorLoader:
     ) -> OuterState:
         """The anchor at the start of `outer_step`.
 
-        Starts from the newest state at or before it that leads there: one that the caller holds (of this stage), the
-        checkpoint, or the initial parameters; a checkpoint whose content is not what its digests say is passed over.
-        Raises RefusedError when none leads there (NOT_FOUND: manifests or objects are missing), and TransportError.
+        Starts from the newest state at or before it: one that the caller holds (of this stage), the checkpoint, or the
+        initial parameters; a checkpoint whose content is not there or not what its digests say is passed over. Raises
+        RefusedError (NOT_FOUND: a manifest or an object on the way is missing, and an older start would miss it too),
+        and TransportError.
         """
-        starts: list[Start] = [start for start in (held, checkpoint) if start and start.outer_step <= outer_step]
-        starts.sort(key=lambda start: start.outer_step if start else 0, reverse=True)
-        errors: list[RefusedError] = []
-        for start in (*starts, None):
-            try:
-                return await self._advance(stage_index, await self._begin(stage_index, start), outer_step)
-            except RefusedError as error:
-                errors.append(error)
-        raise errors[0]
+        starts = [start for start in (held, checkpoint) if start is not None and start.outer_step <= outer_step]
+        starts.sort(key=lambda start: start.outer_step, reverse=True)
+        state = await self._start(stage_index, starts)
+        return await self._advance(stage_index, state, outer_step)
 
-    async def _begin(self, stage_index: int, start: Start) -> OuterState:
-        if isinstance(start, OuterState):
-            return start
-        if start is None:
-            return await self._offload(lambda: initial_anchor(self._spec, stage_index))
-        return await self._fetch_checkpoint(start)
+    async def _start(self, stage_index: int, starts: Sequence[OuterState | CheckpointRef]) -> OuterState:
+        """The first of these that is usable, or the initial parameters."""
+        for start in starts:
+            if isinstance(start, OuterState):
+                return start
+            try:
+                return await self._fetch_checkpoint(start)
+            except RefusedError as error:
+                _log.warning("checkpoint_passed_over", object=start.object.key, reason=str(error))
+        return await self._offload(lambda: initial_anchor(self._spec, stage_index))
 
     async def _fetch_checkpoint(self, ref: CheckpointRef) -> OuterState:
         num_params = stage_num_params(self._spec.model, self._spec.layouts[ref.stage_index])
