@@ -5,13 +5,10 @@ that is still waited for, plus a grace. Nothing here depends on what a miner say
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from orion.common.config import RunSpec
-from orion.common.model.config import ModelConfig
 from orion.common.model.flops import forward_flops_per_token
-from orion.common.model.params import stage_num_params
-from orion.common.model.splits import SplitRule, stage_layouts
+from orion.common.model.sizes import stage_size
 
 _ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256}
 """Of a pseudo-gradient by codec; int8 has one fp32 scale per 256 values."""
@@ -84,27 +81,17 @@ class StageFigures:
 def stage_figures(spec: RunSpec) -> tuple[StageFigures, ...]:
     """The figures of every stage of a run."""
     limits = spec.time_limits
-    return tuple(
-        StageFigures(
-            num_params=num_params,
-            microbatch_flops=flops_per_token * spec.tokens_per_microbatch,
-            num_partitions=spec.num_partitions,
-            encoded_bytes_per_param=_ENCODED_BYTES_PER_PARAM[spec.codec],
-            grace_s=limits.transfer_grace_s,
-            bandwidth_bytes_per_s=limits.bandwidth_floor_bytes_per_s,
+    figures: list[StageFigures] = []
+    for layout in spec.layouts:
+        forward = forward_flops_per_token(spec.model, layout, spec.data.sequence_length)
+        figures.append(
+            StageFigures(
+                num_params=stage_size(spec.model, layout),
+                microbatch_flops=float((1 + _BACKWARD_TIMES) * forward * spec.tokens_per_microbatch),
+                num_partitions=spec.num_partitions,
+                encoded_bytes_per_param=_ENCODED_BYTES_PER_PARAM[spec.codec],
+                grace_s=limits.transfer_grace_s,
+                bandwidth_bytes_per_s=limits.bandwidth_floor_bytes_per_s,
+            )
         )
-        for num_params, flops_per_token in _sizes(spec.model, spec.num_stages, spec.split, spec.data.sequence_length)
-    )
-
-
-@lru_cache(
-    maxsize=32
-)  # building a stage to count its parameters takes milliseconds; simulations ask thousands of times
-def _sizes(
-    model: ModelConfig, num_stages: int, split: SplitRule, sequence_length: int
-) -> tuple[tuple[int, float], ...]:
-    sizes: list[tuple[int, float]] = []
-    for layout in stage_layouts(model, num_stages, split):
-        forward = forward_flops_per_token(model, layout, sequence_length)
-        sizes.append((stage_num_params(model, layout), float((1 + _BACKWARD_TIMES) * forward)))
-    return tuple(sizes)
+    return tuple(figures)

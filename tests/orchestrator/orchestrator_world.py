@@ -58,7 +58,7 @@ STRANGER = Hotkey("5Stranger".ljust(48, "z"))
 
 def hotkey_of(stage_index: int, replica: int) -> Hotkey:
     """A well-formed name; the core does not care whether a key belongs to it."""
-    return Hotkey(f"5Stage{stage_index + 1}Rep{replica + 1}".ljust(48, "z"))
+    return Hotkey(f"5Stage{stage_index + 1}Rep{replica + 1}".replace("0", "o").ljust(48, "z"))
 
 
 def digest_of(*names: object) -> Digest:
