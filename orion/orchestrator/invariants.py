@@ -112,6 +112,11 @@ def _check_credit(state: RunState) -> None:
         counted: Counter[tuple[str, int]] = Counter()
         for microbatch_id, evidence in step.trips.items():
             trip = trips[microbatch_id]
+            returned_to = {
+                hop.to_stage
+                for hop, claims in evidence.hops.items()
+                if hop.direction is Direction.GRADIENT and claims.agree
+            }
             for stage_index, hotkey in evidence.credited.items():
                 counted[(hotkey, stage_index)] += 1
                 if stage_index == 0:
@@ -119,9 +124,7 @@ def _check_credit(state: RunState) -> None:
                         f"8: {hotkey} did not apply {trip}"
                     )
                 if memory.num_stages > 1:
-                    back_from = max(1, stage_index)
-                    assert any(
-                        claims.agree and hop.direction is Direction.GRADIENT and hop.to_stage == back_from - 1
-                        for hop, claims in evidence.hops.items()
-                    ), f"8: nobody accepted what {hotkey} is credited for in {trip}"
+                    assert max(0, stage_index - 1) in returned_to, (
+                        f"8: nobody accepted what {hotkey} is credited for in {trip}"
+                    )
         assert counted == Counter(step.num_credited), f"8: outer step {outer_step}: credit is miscounted"

@@ -10,6 +10,7 @@ Shapes: N values of the flat vector.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,7 @@ def matrix_params(module: nn.Module) -> frozenset[str]:
     )
 
 
+@lru_cache(maxsize=1024)  # building a stage takes milliseconds, and roles ask for the same few again and again
 def stage_num_params(config: ModelConfig, layout: StageLayout, with_boundaries: bool = True) -> int:
     """Parameters of one stage, counted without allocating them."""
     with torch.device("meta"):
