@@ -15,21 +15,15 @@ EPOCH_S = 1_000_000.0
 class Timer:
     """Something that is due; whoever scheduled it may call it off."""
 
-    __slots__ = ("action", "at_s", "sequence")
+    __slots__ = ("action", "at_s")
 
-    def __init__(self, at_s: float, sequence: int, action: Callable[[], None] | None) -> None:
+    def __init__(self, at_s: float, action: Callable[[], None]) -> None:
         self.at_s = at_s
-        self.sequence = sequence
-        self.action = action
+        self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
         """It will not happen. Calling it off again, or after it happened, changes nothing."""
         self.action = None
-
-    def __lt__(self, other: "Timer") -> bool:
-        if self.at_s != other.at_s:
-            return self.at_s < other.at_s
-        return self.sequence < other.sequence
 
 
 class VirtualClock:
@@ -38,7 +32,8 @@ class VirtualClock:
     def __init__(self, start_s: float = EPOCH_S) -> None:
         self._start_s = start_s
         self._now_s = start_s
-        self._heap: list[Timer] = []
+        self._heap: list[tuple[float, int, Timer]] = []
+        # Tuples, because they are compared without running any of our own code; no two have the same number.
         self._num_scheduled = 0
 
     def now_s(self) -> float:
@@ -56,15 +51,15 @@ class VirtualClock:
 
     def schedule_at(self, at_s: float, action: Callable[[], None]) -> Timer:
         """`action` happens at that virtual time, or at once if it has passed."""
-        timer = Timer(max(at_s, self._now_s), self._num_scheduled, action)
+        timer = Timer(max(at_s, self._now_s), action)
+        heapq.heappush(self._heap, (timer.at_s, self._num_scheduled, timer))
         self._num_scheduled += 1
-        heapq.heappush(self._heap, timer)
         return timer
 
     def step(self) -> bool:
         """Moves to the next event and lets it happen; False when nothing is left."""
         while self._heap:
-            timer = heapq.heappop(self._heap)
+            _, _, timer = heapq.heappop(self._heap)
             action = timer.action
             if action is None:
                 continue
