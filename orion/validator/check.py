@@ -1,7 +1,7 @@
 """One check: a miner's outer step from the draw to the finding. Pure.
 
-Owns the order of a check (commitment, log, draw of the prefix, evidence, replay), its deadlines and what its miner's
-answers mean. Must not know who else is checked, whether the miner is still a member, or how verdicts travel.
+Owns the order of a check (log, draw of the prefix, evidence, replay), its deadlines and what its miner's answers mean.
+Must not know who else is checked, what the miner's membership is, or how verdicts travel.
 
 A check ends once, and its ending says what it is worth: the miner's own bytes show that it passed or failed; or it did
 not deliver, or has nothing to deliver, and the core decides what that means; or the validator could not do its part.
@@ -19,7 +19,6 @@ from orion.common.protocol.messages import CheckpointRef, Commitment, CommittedL
 from orion.validator.events import (
     Effect,
     EvidenceArrived,
-    FetchCommitments,
     FetchEvidence,
     FetchLog,
     FetchProblem,
@@ -32,11 +31,17 @@ from orion.validator.events import (
 from orion.validator.log_check import EvidenceNeed, Position, Side, evidence_needs, log_fault
 from orion.validator.sampling import draw_num_operations
 
+TRIES = 3
+"""Requests that fit into a miner's time when each is lost on the way; replays when the anchor cannot be had."""
+
 FETCHES_MAX = 4
 """Evidence requests in flight at a time: enough to fill a link, few enough not to get in the way of training."""
 
 RETRY_S = 1.0
 """Before a miner that was busy or out of reach is asked again."""
+
+REPLAY_RETRY_S = 5.0
+"""Before an anchor that could not be had is built again."""
 
 LOG_ENTRY_BYTES_MAX = 512
 """Generous bound on a log entry as JSON."""
@@ -51,8 +56,6 @@ _MESSAGE_BYTES = 4096
 class CheckPhase(StrEnum):
     """What a check waits for."""
 
-    COMMITMENT = "commitment"
-    """The miner was credited with work but has not committed to any; after a while that is looked up once more."""
     LOG = "log"
     EVIDENCE = "evidence"
     REPLAY = "replay"
@@ -110,67 +113,58 @@ class Check:
     def __init__(self, spec: RunSpec, target: Target, checkpoint: CheckpointRef | None, rng: random.Random) -> None:
         """`checkpoint` is where a replay of the target's outer step starts from."""
         self.target = target
-        self.phase = CheckPhase.COMMITMENT
+        self.phase = CheckPhase.LOG
         self.ending: Ending | None = None
         self.replay_result: ReplayResult | None = None
         self._spec = spec
         self._checkpoint = checkpoint
         self._rng = rng
         self._position = Position(target.stage_index, spec.num_stages)
+        self._body_bytes = body_size(activation_spec(spec, 1)) if spec.num_stages > 1 else 0
         self._deadline_s = math.inf
         self._not_before_s = -math.inf
-        self._has_asked_again = False
         self._log_in_flight = False
-        self._commitment = target.commitment
+        self._replay_in_flight = False
+        self._num_replays = 0
         self._entries: tuple[LogEntry, ...] = ()
         self._evidence = _Evidence([])
 
     def start(self, now_s: float) -> None:
-        """Begins with the log, or with waiting for the commitment."""
-        if self._commitment is not None:
-            self._begin_log(self._commitment, now_s)
+        """Begins with the log, if there is one. Commitments are not taken late, so none now is none for good."""
+        commitment = self.target.commitment
+        if commitment is None:
+            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches without a commitment")
+        elif not 0 < commitment.num_entries <= LOG_ENTRIES_MAX:
+            self._end(EndingKind.FAILED, f"commitment to a log of {commitment.num_entries} entries")
         else:
-            self._deadline_s = now_s + self._spec.time_limits.transfer_grace_s
+            self._set_deadline(commitment.num_entries * LOG_ENTRY_BYTES_MAX, now_s)
 
-    def pump(self, url: str, now_s: float) -> list[Effect]:
-        """What is due now, for a miner that is reached at `url`; notices when a deadline has passed.
+    def pump(self, url: str | None, now_s: float) -> list[Effect]:
+        """What is due now; notices when a deadline has passed, or that the miner is gone.
 
-        Until the check ends it must be called after everything that arrives and about once a second.
+        `url` is where the miner is reached, None when it is no member any more. Until the check ends this must be
+        called after everything that arrives and about once a second.
         """
-        if self.phase is CheckPhase.COMMITMENT and now_s >= self._deadline_s and not self._has_asked_again:
-            self._has_asked_again = True
-            return [FetchCommitments(self.target.outer_step)]
-        if self.phase in (CheckPhase.LOG, CheckPhase.EVIDENCE) and now_s >= self._deadline_s:
-            self._end(EndingKind.SILENT, f"{self.phase} not delivered in time")
         if self.phase is CheckPhase.EVIDENCE and not self._evidence.todo and not self._evidence.in_flight:
             self.phase = CheckPhase.REPLAY
-            return [Replay(self._task())]
-        if now_s < self._not_before_s:
-            return []
-        if self.phase is CheckPhase.LOG and not self._log_in_flight:
-            assert self._commitment is not None
-            self._log_in_flight = True
-            size_bytes_max = _MESSAGE_BYTES + self._commitment.num_entries * LOG_ENTRY_BYTES_MAX
-            return [FetchLog(self.target.miner, url, self.target.outer_step, size_bytes_max, self._left_s(now_s))]
-        if self.phase is CheckPhase.EVIDENCE:
-            return self._fetch_evidence(url, now_s)
+        match self.phase:
+            case CheckPhase.REPLAY:
+                return self._begin_replay(now_s)
+            case CheckPhase.LOG | CheckPhase.EVIDENCE if url is None:
+                self._end(EndingKind.UNDECIDED, "no longer a member")
+            case CheckPhase.LOG | CheckPhase.EVIDENCE if now_s >= self._deadline_s:
+                self._end(EndingKind.SILENT, f"{self.phase} not delivered in time")
+            case CheckPhase.LOG | CheckPhase.EVIDENCE if now_s >= self._not_before_s:
+                assert url is not None
+                return self._fetch_log(url, now_s) if self.phase is CheckPhase.LOG else self._fetch_evidence(url, now_s)
         return []
-
-    def on_commitment(self, commitment: Commitment | None, now_s: float) -> None:
-        """The commitments were read again; `commitment` is the miner's."""
-        if self.phase is not CheckPhase.COMMITMENT:
-            return
-        if commitment is not None:
-            self._begin_log(commitment, now_s)
-        elif self._has_asked_again:
-            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches without a commitment")
 
     def on_log(self, log: CommittedLog, now_s: float) -> None:
         """The log has come: checks it, then draws how much of it is replayed."""
         if self.phase is not CheckPhase.LOG:
             return
-        assert self._commitment is not None
-        fault = log_fault(self._commitment, log, self._position, self.target.num_credited, self._spec)
+        assert self.target.commitment is not None
+        fault = log_fault(self.target.commitment, log, self._position, self.target.num_credited, self._spec)
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
@@ -180,8 +174,7 @@ class Check:
         self._evidence = _Evidence(list(needs))
         self.phase = CheckPhase.EVIDENCE
         self._not_before_s = -math.inf
-        body_bytes = body_size(activation_spec(self._spec, 1)) if needs else 0
-        self._set_deadline(body_bytes * len(needs), now_s)
+        self._set_deadline(self._body_bytes * len(needs), now_s)
 
     def on_log_failed(self, problem: FetchProblem, detail: str, now_s: float) -> None:
         """The log has not come."""
@@ -217,9 +210,13 @@ class Check:
             kind = EndingKind.PASSED if result.failure is None else EndingKind.FAILED
             self._end(kind, result.failure or "", result.num_operations)
 
-    def give_up(self, detail: str) -> None:
-        """The validator cannot go on with this check, through no fault of the miner."""
-        if self.phase is not CheckPhase.ENDED:
+    def on_replay_unavailable(self, detail: str, retry: bool, now_s: float) -> None:
+        """The validator could not replay, through no fault of the miner."""
+        if self.phase is not CheckPhase.REPLAY:
+            return
+        self._replay_in_flight = False
+        self._not_before_s = now_s + REPLAY_RETRY_S
+        if not retry or self._num_replays >= TRIES:
             self._end(EndingKind.UNDECIDED, detail)
 
     def check_invariants(self) -> None:
@@ -231,13 +228,21 @@ class Check:
         assert len(self._entries) <= self._spec.validation.replay_ops_max
         assert self.phase is not CheckPhase.REPLAY or not (evidence.todo or evidence.in_flight)
 
-    def _begin_log(self, commitment: Commitment, now_s: float) -> None:
-        self._commitment = commitment
-        self.phase = CheckPhase.LOG
-        if not 0 < commitment.num_entries <= LOG_ENTRIES_MAX:
-            self._end(EndingKind.FAILED, f"commitment to a log of {commitment.num_entries} entries")
-            return
-        self._set_deadline(commitment.num_entries * LOG_ENTRY_BYTES_MAX, now_s)
+    def _fetch_log(self, url: str, now_s: float) -> list[Effect]:
+        if self._log_in_flight:
+            return []
+        self._log_in_flight = True
+        assert self.target.commitment is not None
+        size_bytes_max = _MESSAGE_BYTES + self.target.commitment.num_entries * LOG_ENTRY_BYTES_MAX
+        timeout_s = self._attempt_s(size_bytes_max, now_s)
+        return [FetchLog(self.target.miner, url, self.target.outer_step, size_bytes_max, timeout_s)]
+
+    def _begin_replay(self, now_s: float) -> list[Effect]:
+        if self._replay_in_flight or now_s < self._not_before_s:
+            return []
+        self._replay_in_flight = True
+        self._num_replays += 1
+        return [Replay(self._task())]
 
     def _fetch_failed(self, what: str, problem: FetchProblem, detail: str, now_s: float) -> None:
         match problem:
@@ -254,7 +259,8 @@ class Check:
         while evidence.todo and len(evidence.in_flight) < FETCHES_MAX:
             need = evidence.todo.pop(0)
             evidence.in_flight[need.request] = need
-            timeout_s = self._left_s(now_s)
+            # The others in flight share the link.
+            timeout_s = self._attempt_s(FETCHES_MAX * self._body_bytes, now_s)
             effects.append(FetchEvidence(self.target.miner, url, need.request, need.direction, timeout_s))
         return effects
 
@@ -276,13 +282,20 @@ class Check:
         target = self.target
         return ReplayTask(target.miner, target.stage_index, target.outer_step, self._checkpoint, operations)
 
-    def _left_s(self, now_s: float) -> float:
-        return max(0.0, self._deadline_s - now_s)
-
     def _set_deadline(self, size_bytes: int, now_s: float) -> None:
-        """By the rule of every phase: a grace and the time that the slowest link still waited for needs."""
+        """Time to transfer by the rule of every phase, and on top of it the time after which a miner that nobody can
+        reach any more is taken for gone: who is cut off from everybody must not look as if it withheld something."""
         limits = self._spec.time_limits
-        self._deadline_s = now_s + limits.transfer_grace_s + size_bytes / limits.bandwidth_floor_bytes_per_s
+        self._deadline_s = now_s + limits.member_s + limits.transfer_grace_s + self._transfer_s(size_bytes)
+
+    def _attempt_s(self, size_bytes: int, now_s: float) -> float:
+        """How long one request may take, so that a lost one can be repeated before the deadline."""
+        limits = self._spec.time_limits
+        attempt_s = (limits.member_s + limits.transfer_grace_s) / TRIES + self._transfer_s(size_bytes)
+        return min(attempt_s, max(0.0, self._deadline_s - now_s))
+
+    def _transfer_s(self, size_bytes: int) -> float:
+        return size_bytes / self._spec.time_limits.bandwidth_floor_bytes_per_s
 
     def _end(self, kind: EndingKind, detail: str = "", num_operations: int = 0) -> None:
         self.phase = CheckPhase.ENDED

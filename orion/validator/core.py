@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Commitment, Commitments, Ledger, Verdict
-from orion.validator.check import Check, CheckPhase, Ending, EndingKind, Target
+from orion.common.protocol.messages import Commitments, Ledger, Verdict
+from orion.validator.check import Check, Ending, EndingKind, Target
 from orion.validator.errand import Errands
 from orion.validator.events import (
     ChainFailed,
@@ -145,7 +145,7 @@ class ValidatorCore:
                 self._members.update(event.feed)
                 self._on_feed(now_s)
             case CommitmentsArrived():
-                self._on_commitments(event, now_s)
+                self._on_commitments(event)
             case LedgerArrived():
                 self._errands.ledger_arrived()
                 self._duty.on_ledger(event.ledger, now_s)
@@ -173,15 +173,11 @@ class ValidatorCore:
             assert current.check.ending is not None
             self._conclude_silence(current, current.check, current.check.ending)
 
-    def _on_commitments(self, event: CommitmentsArrived, now_s: float) -> None:
+    def _on_commitments(self, event: CommitmentsArrived) -> None:
         self._errands.succeeded(FetchCommitments(event.outer_step))
         current = self._round
-        if current is None or current.outer_step != event.outer_step:
-            return
-        if current.commitments is None:
+        if current is not None and current.outer_step == event.outer_step and current.commitments is None:
             current.commitments = event.commitments
-        if current.check is not None:
-            current.check.on_commitment(_committed(event.commitments).get(current.check.target.miner), now_s)
 
     def _on_failed(self, event: OrchestratorFailed | ChainFailed, now_s: float) -> None:
         retry = event.retry if isinstance(event, OrchestratorFailed) else True
@@ -192,13 +188,10 @@ class ValidatorCore:
             fields = {"miner": event.effect.verdict.miner, "detail": event.detail}
             self._notices.append(Notice("warning", "verdict_not_sent", fields))
             return
-        if current is not None and isinstance(event.effect, FetchCommitments | FetchLedger):
-            if current.check is not None:
-                current.check.give_up(f"commitments cannot be had: {event.detail}")
-            elif current.targets is None:
-                current.targets = []
-                skipped = {"first": current.outer_step, "last": current.outer_step, "detail": event.detail}
-                self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
+        if current is not None and current.targets is None and not isinstance(event, ChainFailed):
+            current.targets = []
+            skipped = {"first": current.outer_step, "last": current.outer_step, "detail": event.detail}
+            self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
         if not isinstance(event.effect, FetchCommitments):
             self._notices += self._duty.on_given_up(event)
 
@@ -225,7 +218,7 @@ class ValidatorCore:
             case ReplayEnded():
                 check.on_replayed(event.result)
             case ReplayUnavailable():
-                check.give_up(event.detail)
+                check.on_replay_unavailable(event.detail, event.retry, now_s)
 
     # --- what to do ---------------------------------------------------------------------------------------------------
 
@@ -284,16 +277,7 @@ class ValidatorCore:
         return True
 
     def _pursue(self, current: _Round, check: Check, effects: list[Effect], now_s: float) -> bool:
-        if check.ending is None:
-            url = self._members.url(check.target.miner)
-            if url is None and check.phase is not CheckPhase.REPLAY:
-                check.give_up("no longer a member")
-            elif url is not None:
-                for effect in check.pump(url, now_s):
-                    if isinstance(effect, FetchCommitments):
-                        self._errands.add(effect)
-                    else:
-                        effects.append(effect)
+        effects += check.pump(self._members.url(check.target.miner), now_s)
         if check.ending is None:
             return False
         if check.ending.kind not in (EndingKind.SILENT, EndingKind.LOST):
@@ -362,13 +346,13 @@ class ValidatorCore:
             self._duty.request(outer_step)
 
 
-def _committed(commitments: Commitments) -> dict[Hotkey, Commitment]:
-    return {record.hotkey: record.commitment for record in commitments.records}
-
-
 def _targets(commitments: Commitments, ledger: Ledger, outer_step: int) -> dict[Hotkey, Target]:
-    """Everybody who was credited with work in an outer step or committed to a log that is not empty."""
-    committed = _committed(commitments)
+    """Everybody who did work in an outer step: who committed to a log that is not empty, and who was credited without.
+
+    When most have not committed it is hardly their fault (the upload phase was cut short, say), and only the others are
+    looked at.
+    """
+    committed = {record.hotkey: record.commitment for record in commitments.records}
     targets: dict[Hotkey, Target] = {}
     for work in ledger.work:
         if work.outer_step == outer_step and work.num_microbatches > 0:
@@ -378,4 +362,8 @@ def _targets(commitments: Commitments, ledger: Ledger, outer_step: int) -> dict[
     for record in commitments.records:
         if record.commitment.num_entries > 0 and record.hotkey not in targets:
             targets[record.hotkey] = Target(record.hotkey, record.stage_index, outer_step, record.commitment, 0)
+    without = [hotkey for hotkey, target in targets.items() if target.commitment is None]
+    if 2 * len(without) > len(targets):
+        for hotkey in without:
+            del targets[hotkey]
     return targets

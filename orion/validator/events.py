@@ -189,6 +189,8 @@ class ReplayUnavailable:
     miner: Hotkey
     outer_step: int
     detail: str
+    retry: bool
+    """Whether it may well go better in a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class FetchLog:
     size_bytes_max: int
     """Of the answer."""
     timeout_s: float
-    """What is left until the deadline."""
+    """Of this attempt."""
 
 
 @dataclass(frozen=True, slots=True)

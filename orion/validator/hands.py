@@ -150,7 +150,7 @@ class Hands:
         except TransportError as error:
             return OrchestratorFailed(effect, str(error), retry=True)
         except RefusedError as error:
-            return OrchestratorFailed(effect, str(error), retry=error.retry_after_s is not None)
+            return OrchestratorFailed(effect, str(error), retry=_may_pass(error))
 
     async def _fetch_log(self, effect: FetchLog) -> Event:
         try:
@@ -203,7 +203,7 @@ class Hands:
             state = await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint)
             result = await self._on_device(partial(self._replay, task, state))
         except (TransportError, RefusedError, DataError, torch.OutOfMemoryError) as error:
-            return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}")
+            return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
         return ReplayEnded(task.miner, task.outer_step, result)
 
     async def _read_chain(self, effect: FetchMetagraph) -> Event:
@@ -242,11 +242,18 @@ class Hands:
         return WeightsSet()
 
 
+def _may_pass(error: TransportError | RefusedError | DataError | torch.OutOfMemoryError) -> bool:
+    """Whether the same may go well in a while."""
+    if isinstance(error, RefusedError):
+        return error.retry_after_s is not None or error.code is RefusalCode.BUSY
+    return not isinstance(error, DataError)
+
+
 def _problem(error: TransportError | RefusedError) -> FetchProblem:
     """What an answer that did not come, or said no, means."""
     if isinstance(error, TransportError):
         return FetchProblem.UNREACHABLE
-    if error.retry_after_s is not None or error.code is RefusalCode.BUSY:
+    if _may_pass(error):
         return FetchProblem.BUSY
     match error.code:
         case RefusalCode.NOT_FOUND:

@@ -417,7 +417,7 @@ class World:
             case FetchEvidence():
                 return self._evidence(effect)
             case Replay() if not self.can_replay:
-                return ReplayUnavailable(effect.task.miner, effect.task.outer_step, "planted")
+                return ReplayUnavailable(effect.task.miner, effect.task.outer_step, "planted", retry=True)
             case Replay():
                 state = initial_anchor(self.spec, effect.task.stage_index)
                 result = replay(
