@@ -26,9 +26,11 @@ class FaultKind(StrEnum):
     DROP = "drop"
     """A share `strength` of a miner's messages is lost."""
     ONE_WAY_PARTITION = "one_way_partition"
-    """Nothing from one miner reaches another."""
+    """Nothing from a miner reaches the neighbouring stage."""
     TWO_WAY_PARTITION = "two_way_partition"
-    """A miner and another cannot reach each other."""
+    """A miner and the neighbouring stage cannot reach each other."""
+    UNHEARD = "unheard"
+    """Nothing from a miner reaches the orchestrator, though it hears and works on."""
     CUT_OFF = "cut_off"
     """A miner reaches nobody, and nobody reaches it."""
     SLOW_DEVICE = "slow_device"
@@ -54,14 +56,14 @@ class Fault:
     """At least; what harms messages or jobs stays until it has harmed one. Without meaning for CRASH."""
     miner: int = 0
     """Index of the miner it befalls; stage = index ÷ replicas."""
-    other: int = 0
-    """Index of the second miner of a partition."""
+    other_stage: int = 0
+    """The stage on the other side of a partition."""
     strength: float = 0.0
 
     def __str__(self) -> str:
         where = f"stage {self.stage_index} {self.phase} {self.outer_step} + {self.after_s:.2f} s"
         return (
-            f"{self.kind} of miner {self.miner} (other {self.other}, strength {self.strength:.2f}) "
+            f"{self.kind} of miner {self.miner} (other stage {self.other_stage}, strength {self.strength:.2f}) "
             f"for {self.duration_s:.1f} s from {where}"
         )
 
@@ -84,6 +86,8 @@ _DURATION_S = (1.0, 8.0)
 """Of all others."""
 
 
+_NEEDS_WORK = frozenset({FaultKind.ONE_WAY_PARTITION, FaultKind.TWO_WAY_PARTITION, FaultKind.SLOW_DEVICE})
+"""Harm nothing while their miner is given no microbatches, which may be so for a whole outer step: they come early."""
 _NAMES_NO_MINER = frozenset({FaultKind.ORCHESTRATOR_RESTART, FaultKind.DUPLICATE, FaultKind.STORE_TROUBLE})
 
 
@@ -106,7 +110,7 @@ def draw_schedule(rng: Random, shape: Shape, num_faults: int) -> tuple[Fault, ..
     crashed: set[int] = set()
     while len(schedule) < num_faults:
         fault = _draw(rng, shape)
-        touched = set() if fault.kind in _NAMES_NO_MINER else {fault.miner, fault.other}
+        touched = set() if fault.kind in _NAMES_NO_MINER else {fault.miner}
         if fault.kind is FaultKind.CRASH:
             replicas_crashed = sum(miner // shape.replicas == fault.stage_index for miner in crashed)
             if fault.miner in harmed or replicas_crashed == shape.replicas - 1:
@@ -127,11 +131,11 @@ def _draw(rng: Random, shape: Shape) -> Fault:
     return Fault(
         kind=kind,
         stage_index=stage_index,
-        outer_step=rng.randrange(shape.outer_steps - 1),
+        outer_step=0 if kind in _NEEDS_WORK else rng.randrange(shape.outer_steps - 1),
         phase=phase,
         after_s=rng.random() * PHASE_SPAN_S[phase],
         duration_s=rng.uniform(*_DURATIONS_S.get(kind, _DURATION_S)),
         miner=stage_index * shape.replicas + rng.randrange(shape.replicas),
-        other=neighbour * shape.replicas + rng.randrange(shape.replicas),
+        other_stage=neighbour,
         strength=rng.uniform(*_STRENGTHS.get(kind, (0.0, 0.0))),
     )

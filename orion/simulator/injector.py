@@ -13,7 +13,7 @@ from orion.common.ids import Phase
 from orion.common.protocol.messages import Feed
 from orion.orchestrator.events import Announce
 from orion.simulator.faults import Fault, FaultKind
-from orion.simulator.host import Host
+from orion.simulator.host import ORCHESTRATOR, Host
 from orion.simulator.network import Impairment
 from orion.simulator.orchestrator_host import OrchestratorHost
 from orion.simulator.store import StoreTrouble
@@ -148,7 +148,9 @@ class Injector:
         self._lift_once_hit(record, end)
 
     def _impairments(self, fault: Fault) -> list[Impairment]:
-        miner, other = self._swarm.hotkeys[fault.miner], self._swarm.hotkeys[fault.other]
+        miner = self._swarm.hotkeys[fault.miner]
+        replicas = self._swarm.scenario.spec.replicas
+        others = self._swarm.hotkeys[fault.other_stage * replicas : (fault.other_stage + 1) * replicas]
         match fault.kind:
             case FaultKind.DELAY:
                 return [Impairment(miner, delay_s=fault.strength), Impairment(None, miner, delay_s=fault.strength)]
@@ -160,9 +162,12 @@ class Injector:
                     Impairment(None, miner, drop_share=fault.strength),
                 ]
             case FaultKind.ONE_WAY_PARTITION:
-                return [Impairment(miner, other, drop_share=1.0)]
+                return [Impairment(miner, other, drop_share=1.0) for other in others]
             case FaultKind.TWO_WAY_PARTITION:
-                return [Impairment(miner, other, drop_share=1.0), Impairment(other, miner, drop_share=1.0)]
+                away = [Impairment(miner, other, drop_share=1.0) for other in others]
+                return [*away, *(Impairment(other, miner, drop_share=1.0) for other in others)]
+            case FaultKind.UNHEARD:
+                return [Impairment(miner, ORCHESTRATOR, drop_share=1.0)]
             case FaultKind.CUT_OFF:
                 return [Impairment(miner, drop_share=1.0), Impairment(None, miner, drop_share=1.0)]
             case FaultKind.LOST_FEED:

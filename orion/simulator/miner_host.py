@@ -255,13 +255,13 @@ class MinerHost(Host):
     # --- loops --------------------------------------------------------------------------------------------------------
 
     async def _watch_feed(self) -> None:
-        version = 0
+        version, wait_s = 0, 0.0
         while not self.core.is_finished:
-            feed = await Ask(ORCHESTRATOR, FeedQuery(version, FEED_WAIT_S), timeout_s=FEED_WAIT_S + FEED_PAUSE_S)
+            feed = await Ask(ORCHESTRATOR, FeedQuery(version, wait_s), timeout_s=FEED_WAIT_S + FEED_PAUSE_S)
             if not isinstance(feed, Feed):
                 await Pause(FEED_PAUSE_S)
                 continue
-            version = feed.version
+            version, wait_s = feed.version, FEED_WAIT_S
             self.handle(FeedArrived(feed))
 
     def _beat(self) -> None:
