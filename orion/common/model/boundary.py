@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orion.common.model.config import ModelConfig
-from orion.common.model.layers import DerivedTables, Embedding, Linear, named_generator
+from orion.common.model.layers import EMBEDDING_STD, DerivedTables, Embedding, Linear, named_generator
 
 # Learned maps beside an identity path start this small against unit-variance inputs, so that training starts from the
 # identity.
 _NEAR_ZERO = 0.01
-_ANCHOR_STD = 0.02
 _IOTA_STD = 0.02  # the public module's
 
 
@@ -135,11 +134,11 @@ class Anchor(nn.Module):
         super().__init__()
         rank = config.boundary.anchor_rank
         if rank is None:
-            self.table = Embedding(config.vocab_size, config.width, _ANCHOR_STD)
+            self.table = Embedding(config.vocab_size, config.width, EMBEDDING_STD)
             self.up = None
         else:
             self.table = Embedding(config.vocab_size, rank, 1.0)
-            self.up = Linear(rank, config.width, _ANCHOR_STD / math.sqrt(rank))
+            self.up = Linear(rank, config.width, EMBEDDING_STD / math.sqrt(rank))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """ids [B, T] -> [B, T, D]."""

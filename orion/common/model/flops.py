@@ -9,6 +9,7 @@ costs one multiply-add per attention coordinate for its score and one for its va
 """
 
 from orion.common.model.config import ModelConfig
+from orion.common.model.sizes import boundary_sender_size
 from orion.common.model.splits import StageLayout
 
 
@@ -27,14 +28,8 @@ def forward_flops_per_token(config: ModelConfig, layout: StageLayout, sequence_l
 
 def _boundary_matrix_sizes(config: ModelConfig) -> tuple[int, int]:
     """Values in the matrices of a boundary's (sender, receiver)."""
-    boundary = config.boundary
-    if boundary.kind == "none":
-        return 0, 0
-    narrow, wide = config.boundary_width, config.width
-    if boundary.kind not in ("resbm", "anchored"):
-        return wide * narrow, wide * narrow
-    size = wide * narrow
-    if boundary.maps == "mlp":
-        size = config.boundary_mlp_width * (wide + narrow)
-    factorised_anchor = boundary.kind == "anchored" and boundary.anchor_rank is not None
-    return size, size + ((boundary.anchor_rank or 0) * wide if factorised_anchor else 0)
+    if config.boundary.kind == "subspace":  # the fixed basis is multiplied with, but is no parameter
+        return config.width * config.boundary_width, config.width * config.boundary_width
+    sender = boundary_sender_size(config)
+    rank = config.boundary.anchor_rank if config.boundary.kind == "anchored" else None
+    return sender, sender + (0 if rank is None else rank * config.width)

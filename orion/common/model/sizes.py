@@ -14,11 +14,11 @@ def stage_size(config: ModelConfig, layout: StageLayout) -> int:
     size = layout.num_blocks * (config.block_matrix_size + norms)
     size += config.head_size if layout.is_first else _receiver_size(config)
     if not layout.is_last:
-        return size + _sender_size(config)
+        return size + boundary_sender_size(config)
     return size + config.width + (0 if config.tie_embeddings else config.head_size)
 
 
-def _sender_size(config: ModelConfig) -> int:
+def boundary_sender_size(config: ModelConfig) -> int:
     """Parameters of a boundary's sending half; the mirror image of the receiving half's map."""
     boundary = config.boundary
     if boundary.kind in ("none", "subspace"):
@@ -37,4 +37,4 @@ def _receiver_size(config: ModelConfig) -> int:
         anchor = config.vocab_size * config.width
     else:
         anchor = rank * (config.vocab_size + config.width)
-    return _sender_size(config) + anchor
+    return boundary_sender_size(config) + anchor

@@ -14,10 +14,9 @@ from torch.nn import functional
 from orion.common.errors import ConfigError
 from orion.common.model.boundary import Boundary, SubspaceTables
 from orion.common.model.config import ModelConfig
-from orion.common.model.layers import Block, Embedding, KvCache, Linear, RMSNorm, Rotary
+from orion.common.model.layers import EMBEDDING_STD, Block, Embedding, KvCache, Linear, RMSNorm, Rotary
 from orion.common.model.splits import SplitRule, StageLayout, stage_layouts
 
-_EMBEDDING_STD = 0.02
 _HEAD_STD = 0.02
 
 
@@ -38,7 +37,8 @@ class Pipeline(nn.Module):
         num_stages = first.num_stages
         self.subspace = SubspaceTables(config) if config.boundary.kind == "subspace" and num_stages > 1 else None
         if first.is_first:
-            self.embedding = Embedding(config.vocab_size, config.width, _EMBEDDING_STD)
+            std = _HEAD_STD if config.tie_embeddings else EMBEDDING_STD
+            self.embedding = Embedding(config.vocab_size, config.width, std)
         self.blocks = nn.ModuleDict(
             {str(index): Block(config, index) for index in range(first.first_block, last.end_block)}
         )

@@ -73,7 +73,7 @@ def test_stages_start_with_the_values_of_the_whole_model(kind: BoundaryKind, num
 def test_first_values_are_the_same_bytes_on_every_machine() -> None:
     model = Transformer(NANO, 2)
     init_params(model, seed=0)
-    assert blake3(flatten_params(model).numpy().tobytes()).hexdigest()[:16] == "5e2413098946f9c2"
+    assert blake3(flatten_params(model).numpy().tobytes()).hexdigest()[:16] == "4c8c7a58944ada13"
     first = flatten_params(model)
     init_params(model, seed=1)
     assert not torch.equal(first, flatten_params(model))
