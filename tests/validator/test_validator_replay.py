@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from validator_world import CPU, Cheat, Tokens, WorkingMiner, hotkey, make_spec, trained
+from validator_world import CPU, Body, Cheat, Tokens, WorkingMiner, hotkey, make_spec, trained
 
 from orion.common.errors import DataError
 from orion.common.protocol.messages import Operation
@@ -22,7 +22,7 @@ def noisy(tensor: Tensor) -> Tensor:
 def task_of(miner: WorkingMiner, num_operations: int | None = None) -> ReplayTask:
     operations = []
     for entry in miner.entries[:num_operations]:
-        sides = [None, None]
+        sides: list[Body | None] = [None, None]
         if entry.microbatch_id is not None:
             sides = [miner.bodies.get((entry.microbatch_id, entry.operation, side)) for side in ("input", "output")]
         operations.append(ReplayOperation(entry, sides[0], sides[1]))
@@ -58,7 +58,7 @@ def test_honest_logs_replay_bit_for_bit() -> None:
         )
 
 
-@pytest.mark.parametrize("num_operations", range(1, 16))
+@pytest.mark.parametrize("num_operations", (1, 2, 5, 9, 14))
 def test_every_prefix_of_an_honest_log_passes(honest: list[WorkingMiner], num_operations: int) -> None:
     for miner in honest:
         result = replayed(miner, num_operations)
