@@ -167,6 +167,15 @@ class LocalSwarm:
                 lines.append("the orchestrator was started again")
         return lines
 
+    @property
+    def children(self) -> list[Child]:
+        """Every process ever started, in order."""
+        return self._processes.children
+
+    def restart_miner(self, name: str) -> None:
+        """Starts a miner that has ended again, with the same keys."""
+        self._start(name, self._miner_arguments(name))
+
     def num_miners_alive(self) -> int:
         return sum(
             child.name in self.keys.miners and child.process.poll() is None for child in self._processes.children

@@ -79,8 +79,9 @@ def up(
     """Trains a model through a whole swarm on this machine, and checks the result."""
     from rich.console import Console
 
+    from orion.cli.resolve import tokenizer_for
     from orion.cli.summary import print_summary
-    from orion.cli.up import UpOptions, tokenizer_for
+    from orion.cli.up import UpOptions
     from orion.cli.up import up as run_swarm
 
     wanted = {
@@ -146,6 +147,69 @@ def chain_stand_in(
     from orion.cli.roles import run_chain_stand_in
 
     _run(run_chain_stand_in(host, port, owner, stake or []), stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
+def orchestrator(
+    run_file: Annotated[Path, typer.Argument(help="The run, a TOML file (or the JSON that `orion up` writes).")],
+    chain: ChainUrl,
+    state: Annotated[Path, typer.Option(help="Folder of the journal and the object store.")] = DEFAULT_FOLDER
+    / "orchestrator",
+    data: DataFolder = DEFAULT_FOLDER / "data",
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535, envvar="ORION_PORT")] = 8700,
+    wallet_path: WalletPath = DEFAULT_WALLETS,
+    wallet: Wallet = "default",
+    hotkey: HotkeyName = "default",
+    stop_with_stdin: StopWithStdin = False,
+) -> None:
+    """Runs the orchestrator of one run; started again, it goes on where its journal ends."""
+    from orion.cli.roles import log_lines, run_orchestrator
+    from orion.common.protocol.signing import load_hotkey
+    from orion.orchestrator.config import OrchestratorConfig
+
+    log_lines()
+    config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port)
+    keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
+    _run(run_orchestrator(run_file, config, keypair, chain.rstrip("/")), stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
+def miner(
+    orchestrator: OrchestratorUrl,
+    data: DataFolder = DEFAULT_FOLDER / "miner-data",
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port; 0 = a free one.", min=0, max=65535, envvar="ORION_PORT")] = 0,
+    url: Annotated[
+        str | None, typer.Option(help="How other miners reach this one: http://ADDRESS:PORT.", envvar="ORION_URL")
+    ] = None,
+    stage: Annotated[int | None, typer.Option(help="Stage to take when it lacks miners.", min=0)] = None,
+    wallet_path: WalletPath = DEFAULT_WALLETS,
+    wallet: Wallet = "default",
+    hotkey: HotkeyName = "default",
+    device: Device = "auto",
+    threads: Threads = 1,
+    stop_with_stdin: StopWithStdin = False,
+) -> None:
+    """Hosts one stage of a run on this machine, until the run is over."""
+    from orion.cli.roles import log_lines
+    from orion.common.protocol.signing import load_hotkey
+    from orion.miner.config import MinerConfig
+    from orion.miner.service import serve
+
+    log_lines()
+    config = MinerConfig(
+        orchestrator_url=orchestrator.rstrip("/"),
+        data_folder=data,
+        host=host,
+        port=port,
+        public_url=url,
+        stage_index=stage,
+        device=device,
+        num_threads=threads,
+    )
+    keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
+    _run(serve(config, keypair), stop_with_stdin=stop_with_stdin)
 
 
 @app.command()

@@ -2,16 +2,22 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
 import structlog
 
+from orion.cli.resolve import resolve
 from orion.common.clock import SystemClock
+from orion.common.config import RunSpec
 from orion.common.errors import ConfigError
 from orion.common.ids import Hotkey
 from orion.common.net.chain import ChainLedger
 from orion.common.net.chain_server import HttpChain, serve_chain
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol.signing import Keypair
+from orion.common.train.data import prepare
+from orion.orchestrator.config import OrchestratorConfig
+from orion.orchestrator.service import serve as serve_orchestrator
 from orion.validator.config import ValidatorConfig
 from orion.validator.service import serve as serve_validator
 
@@ -36,6 +42,16 @@ async def run_chain_stand_in(host: str, port: int, owner: str, stakes: list[str]
     ledger = ChainLedger(owner=Hotkey(owner), stakes=dict(_stake(text) for text in stakes))
     async with serve_chain(host, port, ledger, SystemClock()):
         await asyncio.Event().wait()
+
+
+async def run_orchestrator(run_file: Path, config: OrchestratorConfig, keypair: Keypair, chain_url: str) -> None:
+    """Prepares the run's data where that has not been done, and serves until cancelled."""
+    assert config.data_folder is not None, "the command line always names one"
+    spec = RunSpec.load(run_file)
+    if spec.data_digest is None:
+        spec = resolve(spec, await asyncio.to_thread(prepare, spec.data, config.data_folder))
+    async with RpcClient(keypair, None) as rpc:
+        await serve_orchestrator(config, spec, keypair, HttpChain(rpc, chain_url))
 
 
 async def run_validator(config: ValidatorConfig, keypair: Keypair, chain_url: str) -> None:

@@ -16,17 +16,17 @@ from orion.cli.loss_plot import save_loss_plot
 from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
 from orion.cli.outcome import SwarmOutcome, loss_ends, problems
 from orion.cli.progress import ProgressTracker
+from orion.cli.resolve import resolve
 from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
-from orion.common.errors import ConfigError, TransportError
-from orion.common.model.config import ModelConfig
+from orion.common.errors import TransportError
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol.messages import Ledger, LossPoint, RunStatus
 from orion.common.protocol.signing import hotkey_of
-from orion.common.train.data import DatasetIndex, TokenDataset, prepare
+from orion.common.train.data import TokenDataset, prepare
 from orion.validator.scoring import scores
 
 POLL_S = 0.5
@@ -93,22 +93,6 @@ async def up(
         )
     _draw(spec, finished, outcome)
     return outcome, problems(outcome, finished.status)
-
-
-def resolve(spec: RunSpec, index: DatasetIndex) -> RunSpec:
-    """The run with its data pinned. Raises ConfigError when the model cannot take the tokenizer's tokens."""
-    if index.tokenizer.vocab_size > spec.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {index.tokenizer.vocab_size} tokens, model.vocab_size is {spec.model.vocab_size}; "
-            "choose a smaller tokenizer or a larger vocabulary"
-        )
-    return RunSpec.parse({**spec.model_dump(mode="json"), "data_digest": index.digest}, "resolved run")
-
-
-def tokenizer_for(run_file: Path, preset: str) -> str | None:
-    """The tokenizer to train when a run's model is replaced by a preset; None when the run has a ready-made one."""
-    tokenizer = RunSpec.load(run_file).data.tokenizer
-    return f"bpe:{ModelConfig.preset(preset).vocab_size}" if tokenizer.startswith("bpe:") else None
 
 
 def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:

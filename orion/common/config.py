@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from orion.common.errors import ConfigError
 from orion.common.ids import Digest
 from orion.common.model.config import ModelConfig
+from orion.common.model.sizes import stage_size
 from orion.common.model.splits import StageLayout, stage_layouts
 from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.data_config import DataConfig
@@ -167,6 +168,11 @@ class RunSpec(Section):
     def layouts(self) -> tuple[StageLayout, ...]:
         """Which blocks each stage holds."""
         return stage_layouts(self.model, self.num_stages, self.split)
+
+    @cached_property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Parameters of each stage, boundaries included."""
+        return tuple(stage_size(self.model, layout) for layout in self.layouts)
 
     @property
     def tokens_per_microbatch(self) -> int:

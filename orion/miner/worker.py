@@ -17,7 +17,6 @@ import torch
 
 from orion.common.config import RunSpec
 from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
-from orion.common.model.params import num_params
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
@@ -153,7 +152,7 @@ class DeviceWorker:
             Stage(spec.model, spec.layouts[stage_index]),
             inner=spec.inner,
             outer=spec.outer,
-            total_params=num_params(spec.model, spec.num_stages, rule=spec.split),
+            total_params=sum(spec.stage_sizes),
             device=self._device,
             compute_dtype=self._compute_dtype,
             wire_dtype=WIRE_DTYPES[spec.wire_dtype],

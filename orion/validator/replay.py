@@ -21,7 +21,6 @@ from torch import Tensor
 
 from orion.common.config import RunSpec
 from orion.common.errors import DataError
-from orion.common.model.params import num_params
 from orion.common.model.stage import Stage
 from orion.common.protocol.messages import LogEntry, Operation
 from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngine
@@ -101,7 +100,7 @@ class _Replay:
             Stage(spec.model, layout),
             inner=spec.inner,
             outer=spec.outer,
-            total_params=num_params(spec.model, spec.num_stages, rule=spec.split),
+            total_params=sum(spec.stage_sizes),
             device=device,
             compute_dtype=compute_dtype,
             wire_dtype=_WIRE_DTYPES[spec.wire_dtype],

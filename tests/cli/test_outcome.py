@@ -38,3 +38,12 @@ def test_an_unfinished_run_is_a_problem() -> None:
 def test_loss_ends() -> None:
     assert loss_ends([]) == LossEnds(None, None)
     assert loss_ends([4.0, 3.0, 2.0, 1.0], window=2) == LossEnds(3.5, 1.5)
+
+
+def test_the_keys_that_other_tools_rely_on() -> None:
+    documented = (
+        "run_id tokens tokens_per_s tokens_per_s_single_process loss_first loss_last heldout_loss "
+        "heldout_loss_untrained heldout_loss_single_process outer_steps anchors_equal microbatches_started "
+        "microbatches_applied microbatches_cancelled checks verdicts_failed scores chain_weights checkpoint plot seconds"
+    )
+    assert set(documented.split()) <= outcome().model_dump().keys()

@@ -7,7 +7,6 @@ import structlog
 from torch import Tensor
 
 from orion.common.config import RunSpec
-from orion.common.model.params import stage_num_params
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol.codec import body_size, check_finite, checkpoint_spec, decode, mean_spec
 from orion.common.protocol.messages import CheckpointRef, Manifest, Manifests, ObjectRef, RefusalCode
@@ -75,8 +74,7 @@ class AnchorLoader:
         return await self._offload(lambda: initial_anchor(self._spec, stage_index))
 
     async def _fetch_checkpoint(self, ref: CheckpointRef) -> OuterState:
-        num_params = stage_num_params(self._spec.model, self._spec.layouts[ref.stage_index])
-        expected = checkpoint_spec(num_params)
+        expected = checkpoint_spec(self._spec.stage_sizes[ref.stage_index])
         if ref.object.size_bytes != body_size(expected):
             raise refused(RefusalCode.BAD_TENSOR, f"checkpoint {ref.object.key} has the wrong size for its stage")
         buffer = await self._objects.get(ref.object)

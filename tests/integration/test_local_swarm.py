@@ -1,0 +1,162 @@
+"""Whole swarms of real processes over real HTTP: what a user runs, and what must not stop it."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from swarm_kit import WAIT_S, running_swarm, small_run, status_when
+
+from orion.cli.local_swarm import WALLET_HOTKEY, LocalSwarm
+from orion.common.ids import Hotkey, MemberState, Phase
+from orion.common.net.chain_server import HttpChain
+from orion.common.net.orchestrator_client import OrchestratorClient
+from orion.common.net.rpc import RpcClient
+from orion.common.protocol.messages import Ledger
+from orion.common.protocol.signing import create_wallet, hotkey_of
+from orion.miner.config import MinerConfig
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+RUN_FILE = """
+run_id = "small"
+seed = 1
+num_stages = 2
+replicas = 2
+outer_steps = 4
+inner_steps = 5
+microbatches_per_step = 2
+model = { preset = "nano" }
+data = { source = "kjv", tokenizer = "bpe:512", sequence_length = 32, sequences_per_microbatch = 4 }
+"""
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def process_named(swarm: LocalSwarm, name: str) -> psutil.Process:
+    (child,) = (child for child in swarm.children if child.name == name)
+    return psutil.Process(child.process.pid)
+
+
+async def ledger_of(swarm: LocalSwarm) -> Ledger:
+    async with RpcClient(swarm.keys.owner, swarm.spec.digest) as rpc:
+        return await OrchestratorClient(rpc, swarm.url, hotkey_of(swarm.keys.orchestrator)).ledger(0)
+
+
+def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    run_file = tmp_path / "small.toml"
+    run_file.write_text(RUN_FILE)
+    command = [
+        sys.executable,
+        "-m",
+        "orion.cli.main",
+        "up",
+        str(run_file),
+        "--folder",
+        str(tmp_path / "orion"),
+        "--json",
+    ]
+    result = subprocess.run([*command, "--compare"], capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    outcome = json.loads(line)
+    assert outcome["anchors_equal"]
+    assert outcome["outer_steps"] == 4
+    assert outcome["microbatches_applied"] == outcome["microbatches_started"] == 4 * 5 * 2 * 2
+    assert outcome["tokens"] == outcome["microbatches_applied"] * 32 * 4
+    assert outcome["loss_last"] < outcome["loss_first"]
+    assert outcome["heldout_loss"] < outcome["heldout_loss_untrained"]
+    assert outcome["heldout_loss_single_process"] < outcome["heldout_loss_untrained"]
+    assert outcome["checks"] > 0
+    assert outcome["verdicts_failed"] == 0
+    assert sum(outcome["chain_weights"].values()) == pytest.approx(1.0)
+    assert Path(outcome["plot"]).read_bytes().startswith(b"\x89PNG")
+    assert (Path(outcome["checkpoint"]) / "model.safetensors").is_file()
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert left == []
+
+
+async def test_a_killed_miner_stops_nobody(tmp_path: Path, data_root: Path) -> None:
+    async with running_swarm(tmp_path, data_root, small_run()) as swarm:
+        await status_when(swarm, lambda status: status.microbatches_applied >= 4)
+        process_named(swarm, "miner-1").send_signal(signal.SIGKILL)
+        notices: list[str] = []
+        status = await status_when(swarm, lambda status: status.finished, on_notice=notices.append)
+    assert any("miner-1 was killed by signal 9" in notice for notice in notices)
+    victim = hotkey_of(swarm.keys.miners["miner-1"])
+    assert any(miner.hotkey == victim and miner.state is MemberState.GONE for miner in status.miners)
+    assert any(victim in notice for notice in status.notices)
+    assert status.outer_step == 3
+    assert status.anchors_equal
+    assert status.microbatches_started == status.microbatches_applied + status.microbatches_cancelled
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.MERGE])
+async def test_a_killed_orchestrator_goes_on_where_it_was(tmp_path: Path, data_root: Path, phase: Phase) -> None:
+    async with running_swarm(tmp_path, data_root, small_run()) as swarm:
+        before = await status_when(
+            swarm, lambda status: status.outer_step == 1 and any(stage.phase is phase for stage in status.stages)
+        )
+        process_named(swarm, "orchestrator").send_signal(signal.SIGKILL)
+        notices: list[str] = []
+        status = await status_when(swarm, lambda status: status.finished, on_notice=notices.append)
+    assert "the orchestrator was started again" in notices
+    assert status.outer_step == 3
+    assert status.started_s == before.started_s
+    assert status.microbatches_applied >= before.microbatches_applied
+    assert status.anchors_equal
+
+
+async def test_a_newcomer_is_useful_after_the_next_outer_step(tmp_path: Path, data_root: Path) -> None:
+    """A miner is killed and started again: the same hotkey joins anew, fetches the anchor and works."""
+    async with running_swarm(tmp_path, data_root, small_run(outer_steps=6)) as swarm:
+        await status_when(swarm, lambda status: status.microbatches_applied >= 4)
+        process_named(swarm, "miner-0").send_signal(signal.SIGKILL)
+        victim = hotkey_of(swarm.keys.miners["miner-0"])
+
+        def state_is(*states: MemberState) -> bool:
+            return any(miner.hotkey == victim and miner.state in states for miner in latest.miners)
+
+        latest = await status_when(
+            swarm, lambda status: any(m.hotkey == victim and m.state is MemberState.GONE for m in status.miners)
+        )
+        swarm.restart_miner("miner-0")
+        latest = await status_when(swarm, lambda status: status.finished)
+        ledger = await ledger_of(swarm)
+    assert state_is(MemberState.ACTIVE)
+    last_work = [record for record in ledger.work if record.hotkey == victim and record.outer_step == 5]
+    assert last_work, "the newcomer earned nothing in the last outer step"
+    assert latest.anchors_equal
+
+
+async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: Path, data_root: Path) -> None:
+    spec = small_run(outer_steps=5, validation={"checks_per_outer_step": 4, "replay_ops_max": 8})
+    async with running_swarm(tmp_path, data_root, spec, num_miners=3) as swarm:
+        wallets = tmp_path / "run" / "wallets"
+        cheat = create_wallet(wallets, "cheat", WALLET_HOTKEY)
+        async with RpcClient(swarm.keys.owner, None) as rpc:
+            await HttpChain(rpc, swarm.chain_url).register(cheat)
+        config = MinerConfig(orchestrator_url=swarm.url, data_folder=data_root / spec.data.folder_name())
+        script = Path(__file__).with_name("noisy_miner.py")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(script), config.model_dump_json(), str(wallets), "cheat", WALLET_HOTKEY
+        )
+        try:
+            await status_when(swarm, lambda status: status.finished)
+            assert await swarm.validator_ended(60.0)
+            ledger, weights = await ledger_of(swarm), await swarm.chain_weights()
+        finally:
+            process.kill()
+            await process.wait()
+    failed = {record.verdict.miner for record in ledger.verdicts if not record.verdict.passed}
+    assert failed == {cheat}
+    assert Hotkey(cheat) not in weights
+    assert set(weights) <= set(swarm.keys.miners)
+    assert len(weights) >= 1
