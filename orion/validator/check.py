@@ -151,7 +151,7 @@ class Check:
             case CheckPhase.REPLAY:
                 return self._begin_replay(now_s)
             case CheckPhase.LOG | CheckPhase.EVIDENCE if url is None:
-                self._end(EndingKind.UNDECIDED, "no longer a member")
+                self.on_gone("no longer a member")
             case CheckPhase.LOG | CheckPhase.EVIDENCE if now_s >= self._deadline_s:
                 self._end(EndingKind.SILENT, f"{self.phase} not delivered in time")
             case CheckPhase.LOG | CheckPhase.EVIDENCE if now_s >= self._not_before_s:
@@ -202,6 +202,11 @@ class Check:
         if self.phase is CheckPhase.EVIDENCE and need is not None:
             self._evidence.todo.insert(0, need)
             self._fetch_failed(_name(request), problem, detail, now_s)
+
+    def on_gone(self, detail: str) -> None:
+        """The miner is not there any more and need not be; what it has handed over is still replayed."""
+        if self.phase in (CheckPhase.LOG, CheckPhase.EVIDENCE):
+            self._end(EndingKind.UNDECIDED, detail)
 
     def on_replayed(self, result: ReplayResult) -> None:
         """The replay is through."""

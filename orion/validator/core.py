@@ -32,6 +32,7 @@ from orion.validator.events import (
     FetchCommitments,
     FetchLedger,
     FetchMetagraph,
+    FetchProblem,
     LedgerArrived,
     LogArrived,
     LogFailed,
@@ -207,6 +208,8 @@ class ValidatorCore:
         if check is None or (event.miner, outer_step) != (check.target.miner, check.target.outer_step):
             return
         match event:
+            case LogFailed() | EvidenceFailed() if self._members.finished and event.problem is FetchProblem.UNREACHABLE:
+                check.on_gone("the run is over and the miner has left")
             case LogArrived():
                 check.on_log(event.log, now_s)
             case LogFailed():
@@ -294,8 +297,9 @@ class ValidatorCore:
     def _conclude_silence(self, current: _Round, check: Check, ending: Ending) -> None:
         """A feed has come since the miner owes an answer: it is still there, or it is not."""
         miner = check.target.miner
-        if not self._members.was_there(miner, current.outer_step):
-            self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but it was away"))
+        if self._members.finished or not self._members.was_there(miner, current.outer_step):
+            why = "the run is over" if self._members.finished else "it was away"
+            self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but {why}"))
             return
         if ending.kind is EndingKind.LOST:
             before, self._last_lost[miner] = self._last_lost.get(miner), current.outer_step

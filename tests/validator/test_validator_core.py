@@ -306,6 +306,19 @@ def test_silence_while_the_orchestrator_is_silent_too_gives_no_verdict(honest: l
     assert "check_undecided" in events_of(world)
 
 
+@pytest.mark.parametrize("problem", [FetchProblem.UNREACHABLE, FetchProblem.NOT_FOUND])
+def test_nobody_has_to_stay_after_the_run(honest: list[WorkingMiner], problem: FetchProblem) -> None:
+    world = world_of(honest)
+    world.evidence_problems[B] = problem
+    world.give_feed()
+    world.pass_time(2)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
+    world.pass_time(2)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
+    assert set(world.verdicts) == {A, C}
+    assert world.core.is_done
+
+
 @pytest.mark.parametrize("has_commitment", [True, False])
 def test_a_lost_log_is_let_pass_once(honest: list[WorkingMiner], has_commitment: bool) -> None:
     world = world_of(honest[1:])
