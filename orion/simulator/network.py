@@ -2,15 +2,16 @@
 
 It owns latency, bandwidth, loss and who is up; it does not read what it carries. Invariants: the caller hears exactly
 once about each request; what the receiver did is not undone when the answer gets lost; a process that ended hears
-nothing more, not even when its host comes up again as a new process. All randomness comes from the generator that was
-passed in.
+nothing more, not even when its host comes up again as a new process. When a process ends, its machine breaks its
+connections off, so callers learn it soon; when messages are lost, only time tells them. All randomness comes from the
+generator that was passed in.
 
 A host's link is modelled by serialised bytes: what leaves (or reaches) a host queues behind what left (reached) it
 before.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from orion.simulator.clock import Timer, VirtualClock
@@ -69,6 +70,8 @@ class Host:
     down_bytes_per_s: float
     up_free_s: float = 0.0
     down_free_s: float = 0.0
+    unanswered: "dict[_Exchange, None]" = field(default_factory=dict)
+    """Requests that the process has taken and not answered, in the order in which they came."""
 
 
 class Network:
@@ -90,8 +93,11 @@ class Network:
         self._hosts[address] = Host(handler, profile.up_bytes_per_s * rate_share, profile.down_bytes_per_s * rate_share)
 
     def detach(self, address: Address) -> None:
-        """The process at this address ends: connections to it are refused, and it hears no more answers."""
-        self._hosts.pop(address, None)
+        """The process at this address ends: its connections break off, new ones are refused, it hears no answers."""
+        host = self._hosts.pop(address, None)
+        if host is not None:
+            for exchange in host.unanswered:
+                exchange.break_off()
 
     def is_up(self, address: Address) -> bool:
         return address in self._hosts
@@ -199,8 +205,9 @@ class _Exchange:
         network, target = self._network, self._target
         host = network.host(target)
         if host is None:
-            network.after_refusal(self._source, target, self.end_unreachable)
+            self.break_off()
             return
+        host.unanswered[self] = None
         answered = False
 
         def respond(answer: object, size_bytes: int) -> None:
@@ -208,9 +215,14 @@ class _Exchange:
             if answered or network.host(target) is not host:
                 return
             answered = True
+            host.unanswered.pop(self, None)
             network.carry(target, self._source, answer, size_bytes, lambda: self._end(answer))
 
         host.handler(self._source, self._request, respond)
+
+    def break_off(self) -> None:
+        """Nobody listens at the target any more; the caller learns it in a moment."""
+        self._network.after_refusal(self._source, self._target, self.end_unreachable)
 
     def end_unreachable(self) -> None:
         """No answer came in time, or nobody listens."""

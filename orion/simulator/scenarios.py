@@ -3,11 +3,17 @@
 They train a real model on made-up text, small enough that an outer step takes a fraction of a second of computing.
 """
 
+from collections.abc import Mapping, Sequence
+from random import Random
+from types import MappingProxyType
+
 from orion.common.config import FlowLimits, RunSpec, TimeLimits, ValidationRules
 from orion.common.model.config import BoundaryConfig, ModelConfig
 from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.data_config import DataConfig
 from orion.common.train.schedule import InnerSchedule
+from orion.simulator.faults import Fault, Shape, draw_schedule
+from orion.simulator.miner_host import MinerHost
 from orion.simulator.swarm import Scenario
 
 _VIRTUAL_S_MAX = 600.0
@@ -36,6 +42,7 @@ def tiny_spec(
     outer_steps: int = 3,
     inner_steps: int = 2,
     microbatches_per_step: int = 2,
+    checks_per_outer_step: int = 1,
     seed: int = 1,
 ) -> RunSpec:
     """A run of the tiny model, with time limits that fit its devices (tenths of a second for a microbatch)."""
@@ -59,10 +66,32 @@ def tiny_spec(
         outer=OuterConfig(lr=0.9, momentum=0.5, momentum_start=0.5),
         time_limits=TimeLimits(train_s=40.0, transfer_grace_s=6.0, microbatch_s=15.0, member_s=6.0),
         flow=FlowLimits(in_flight_max=4),
-        validation=ValidationRules(checks_per_outer_step=1, replay_ops_max=6),
+        validation=ValidationRules(checks_per_outer_step=checks_per_outer_step, replay_ops_max=6),
     )
 
 
-def calm(**fields: int) -> Scenario:
-    """Nothing goes wrong. `fields` are those of `tiny_spec`."""
-    return Scenario("calm", tiny_spec(**fields), _VIRTUAL_S_MAX)
+def calm(
+    *,
+    virtual_s_max: float = _VIRTUAL_S_MAX,
+    num_spares: int = 0,
+    faults: Sequence[Fault] = (),
+    cheats: Mapping[int, type[MinerHost]] = MappingProxyType({}),
+    **fields: int,
+) -> Scenario:
+    """Nothing goes wrong beyond what is asked for. `fields` are those of `tiny_spec`."""
+    return Scenario(
+        name="calm",
+        spec=tiny_spec(**fields),
+        virtual_s_max=virtual_s_max,
+        num_spares=num_spares,
+        faults=tuple(faults),
+        cheats=cheats,
+    )
+
+
+def stormy(seed: int) -> Scenario:
+    """One to four faults, drawn with the seed."""
+    spec = tiny_spec()
+    shape = Shape(spec.num_stages, spec.replicas, spec.outer_steps)
+    faults = draw_schedule(Random(f"schedule {seed}"), shape, num_faults=1 + seed % 4)
+    return Scenario(name="stormy", spec=spec, virtual_s_max=_VIRTUAL_S_MAX, faults=faults)
