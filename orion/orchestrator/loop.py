@@ -78,6 +78,8 @@ class OrchestratorLoop:
         self._is_closed = False
         self._next_sequence, self._now_s = replay(core, journal)
         self._seen_notices = core.num_notices
+        if self._next_sequence:
+            self._queue.put_nowait(Resumed())  # before anything else can be looked at with old deadlines
 
     @property
     def num_queued(self) -> int:
@@ -127,8 +129,6 @@ class OrchestratorLoop:
 
     async def _decide(self, executor: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
-        if self._next_sequence:
-            self._queue.put_nowait(Resumed())
         while True:
             events = [await self._queue.get()]
             while len(events) < BATCH_MAX and not self._queue.empty():

@@ -77,13 +77,17 @@ async def orchestrator(config: OrchestratorConfig, spec: RunSpec, chain: Watched
     chain.reads = asyncio.Queue()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(config, spec, ORCHESTRATOR_KEY, chain, on_listening=listening.set_result))
-    await asyncio.wait([task, listening], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        await task
+
+    def tell_failure(_: object) -> None:
+        if not listening.done():
+            listening.set_exception(task.exception() or AssertionError("ended before it listened"))
+
+    task.add_done_callback(tell_failure)
+    url = await listening
     try:
         for _ in range(2):
             await chain.reads.get()
-        yield listening.result()
+        yield url
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

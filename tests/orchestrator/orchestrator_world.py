@@ -179,11 +179,11 @@ class World:
         return self.core.status(self.now_s)
 
     def stage(self, stage_index: int) -> StageState:
-        return self.status.stages[stage_index]
+        return self.feed(VALIDATOR).stages[stage_index]
 
     @property
     def phases(self) -> list[tuple[Phase, int]]:
-        return [(stage.phase, stage.outer_step) for stage in self.status.stages]
+        return [(stage.phase, stage.outer_step) for stage in self.feed(VALIDATOR).stages]
 
     def members(self, stage_index: int, *states: str) -> list[Hotkey]:
         return [
@@ -193,7 +193,12 @@ class World:
         ]
 
     def active(self, stage_index: int) -> list[Hotkey]:
-        return self.members(stage_index, "active")
+        peers = self.feed(VALIDATOR).peers
+        return [peer.hotkey for peer in peers if peer.stage_index == stage_index and peer.state == "active"]
+
+    @property
+    def finished(self) -> bool:
+        return self.feed(VALIDATOR).finished
 
     def notices(self, word: str) -> list[str]:
         return [notice for notice in self.status.notices if word in notice]
@@ -396,5 +401,5 @@ class World:
     def run(self) -> None:
         """The whole run."""
         self.start()
-        while not self.status.finished:
+        while not self.finished:
             self.outer_step()

@@ -15,12 +15,11 @@ from orion.orchestrator.events import Event, ObjectChecked, Ticked
 from orion.orchestrator.journal import Header, Journal, MemoryJournal, Record, SqliteJournal
 
 HEADER = Header(Digest("a" * 64), b"s" * 32)
-OPENERS = {"memory": lambda folder: MemoryJournal(HEADER), "sqlite": lambda folder: SqliteJournal(folder / "j", HEADER)}
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=["memory", "sqlite"])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    opened: Journal = OPENERS[request.param](tmp_path)
+    opened: Journal = MemoryJournal(HEADER) if request.param == "memory" else SqliteJournal(tmp_path / "j", HEADER)
     yield opened
     opened.close()
 
