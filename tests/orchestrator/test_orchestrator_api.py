@@ -12,13 +12,12 @@ from orchestrator_http import (
     ORCHESTRATOR_KEY,
     STRANGER_KEY,
     VALIDATOR_KEY,
-    HttpMiner,
-    body_of,
     client,
     make_chain,
     make_config,
     orchestrator,
 )
+from orchestrator_miner import HttpMiner, body_of
 from orchestrator_world import make_spec
 
 from orion.common.config import RunSpec
