@@ -118,7 +118,7 @@ class Flow:
         else:
             assert item.next_hop is not None
             item.gradient, item.loss, item.full_path = offer, offer.loss, offer.path
-            self._router.completed(item.next_hop, moment.now_s - item.sent_s)
+            self._router.completed(item.next_hop, item.sent_s, moment.now_s)
             self._router.released(item.next_hop)
             item.stand = Stand.BACKWARD_QUEUED
         sender = item.path[-1] if offer.direction is Direction.ACTIVATION else item.next_hop

@@ -7,15 +7,12 @@ turns one that has passed into the event of `failed`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Protocol
 
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
-from orion.common.model.config import ModelConfig
-from orion.common.model.params import stage_num_params
-from orion.common.model.splits import SplitRule, stage_layouts
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol.codec import Body, body_size
@@ -156,6 +153,7 @@ class Hands:
         self._open_tokens = open_tokens
         self._on_device = on_device
         self._offload = offload
+        # Counted before there is anything to hold up: the first time takes seconds.
 
     async def compute(self, effect: Compute) -> ComputeEnded:
         """Has the device do a job."""
@@ -236,7 +234,7 @@ class Hands:
 
     async def _reduce(self, deed: ReducePartition) -> Ending:
         spec, index = self._spec, deed.partition_index
-        partition = partition_bounds(_num_params(spec, deed.stage_index), spec.num_partitions)[index]
+        partition = partition_bounds(self._spec.stage_sizes[deed.stage_index], spec.num_partitions)[index]
         size_bytes = body_size(slice_spec(spec.codec, partition.num_params))
         refs = {
             contribution.hotkey: contribution.objects[index]
@@ -305,24 +303,15 @@ def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
             return 0.0
         case LoadAnchor():
             # A checkpoint (anchor and momentum) and the means since it; on the first stage perhaps the data.
-            anchor_bytes = _num_params(spec, deed.stage_index) * (8.0 + 4.0 * spec.keep_outer_steps)
+            anchor_bytes = spec.stage_sizes[deed.stage_index] * (8.0 + 4.0 * spec.keep_outer_steps)
             return anchor_bytes + (DATA_BYTES if deed.stage_index == 0 else 0.0)
         case ApplyManifest(manifest):
-            return _num_params(spec, manifest.stage_index) * 4.0
+            return spec.stage_sizes[manifest.stage_index] * 4.0
         case UploadPseudoGradient():
             return float(sum(ref.size_bytes for ref in deed.objects))
         case ReducePartition():
             # Every contribution's slice, and the mean; no slice is larger than fp32.
-            partition_bytes = 4.0 * (_num_params(spec, deed.stage_index) // spec.num_partitions + 1)
+            partition_bytes = 4.0 * (spec.stage_sizes[deed.stage_index] // spec.num_partitions + 1)
             return partition_bytes * (len(deed.contributions) + 1)
         case UploadCheckpoint():
-            return _num_params(spec, deed.stage_index) * 8.0
-
-
-def _num_params(spec: RunSpec, stage_index: int) -> int:
-    return _stage_sizes(spec.model, spec.num_stages, spec.split)[stage_index]
-
-
-@lru_cache(maxsize=8)  # building a stage to count its parameters takes milliseconds
-def _stage_sizes(model: ModelConfig, num_stages: int, split: SplitRule) -> tuple[int, ...]:
-    return tuple(stage_num_params(model, layout) for layout in stage_layouts(model, num_stages, split))
+            return spec.stage_sizes[deed.stage_index] * 8.0

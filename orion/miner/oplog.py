@@ -60,16 +60,14 @@ class OpLog:
         self._logs[self._open_step].append(entry)
         self._num_applied += applied
 
-    def seal(self) -> Commitment | None:
-        """Closes the open log and gives the commitment over it; None when it is empty.
+    def seal(self) -> Commitment:
+        """Closes the open log and gives the commitment over it.
 
-        One without an applied gradient is committed to as well: then nobody waits for a pseudo-gradient.
+        One over an empty log counts too: it says that there is no pseudo-gradient to wait for.
         """
         assert self._open_step is not None, "no log is open"
         outer_step, self._open_step = self._open_step, None
         entries = self._logs[outer_step]
-        if not entries:
-            return None
         commitment = Commitment(
             outer_step=outer_step,
             num_entries=len(entries),

@@ -257,7 +257,7 @@ class OuterSteps:
                 return self.inner_step()
             commitment = self._oplog.seal()
             local.is_sealed = True
-            if uploads and commitment is not None:
+            if uploads:
                 self._reports.add_commitment(commitment)
         if uploads and local.num_stepped and local.objects is None:
             return EncodePseudoGradient(local.outer_step)

@@ -4,8 +4,12 @@ Owns what is known of each peer: measured round trip and service time, its queue
 flight there, until when it is busy, and its circuit breaker. Must not know of microbatches or messages.
 
 Expected completion = round trip + (queue + in flight + 1) × service time. Two candidates are drawn with weight
-1/expected and the better one is taken: load spreads over good peers instead of chasing the best. A small share of
-choices is drawn evenly, so that a peer that was slow once is measured again.
+1/expected (perhaps twice the same) and the better one is taken: load spreads over good peers instead of chasing the
+best. A small share of choices is drawn evenly, so that a peer that was slow once is measured again.
+
+Service time is the time between two gradients that come back from a peer while a third microbatch is there. The time
+that one microbatch takes there and back would not do: most of it is the way through the later stages, and counting it
+per microbatch in flight would make a peer look the faster the more it is given.
 
 Breaker: after `FAILURES_TO_OPEN` failures in a row a peer gets nothing for a pause that doubles with each failed
 probe; then one probe at a time, and the first success closes it. A peer that was busy gets one attempt at a time too,
@@ -42,6 +46,8 @@ class _PeerState:
     busy_until_s: float = 0.0
     num_failures: int = 0
     """In a row."""
+    completed_s: float = 0.0
+    """When a gradient last came back."""
     closed_until_s: float = 0.0
     """End of the breaker's pause."""
     was_busy: bool = False
@@ -88,9 +94,8 @@ class Router:
         if self._rng.random() < EXPLORE_SHARE:
             return self._rng.choice(usable)
         expected = {peer: self.expected_s(peer) for peer in usable}
-        first = self._draw(usable, expected)
-        second = self._draw([peer for peer in usable if peer != first], expected)
-        return min(first, second, key=lambda peer: (expected[peer], peer))
+        drawn = self._rng.choices(usable, weights=[1.0 / expected[peer] for peer in usable], k=2)
+        return min(drawn, key=expected.__getitem__)
 
     def next_usable_s(self, candidates: Sequence[Hotkey]) -> float | None:
         """When the first candidate becomes usable; None when that hangs on a probe's end."""
@@ -131,11 +136,12 @@ class Router:
         state.round_trip_s = _ewma(state.round_trip_s, seconds)
         state.queued = queued
 
-    def completed(self, peer: Hotkey, seconds: float) -> None:
-        """The gradient of a microbatch came back `seconds` after it was sent. Call before `released`."""
+    def completed(self, peer: Hotkey, sent_s: float, now_s: float) -> None:
+        """The gradient of a microbatch that was sent at `sent_s` has come back."""
         state = self._state(peer)
-        waited_s = max(0.0, seconds - (state.round_trip_s or 0.0))
-        state.service_s = _ewma(state.service_s, waited_s / (state.queued + max(1, state.in_flight)))
+        if state.completed_s >= sent_s:
+            state.service_s = _ewma(state.service_s, now_s - state.completed_s)
+        state.completed_s = now_s
 
     def busy(self, peer: Hotkey, until_s: float) -> None:
         """The peer is full until about then."""
@@ -163,9 +169,6 @@ class Router:
 
     def _state(self, peer: Hotkey) -> _PeerState:
         return self._peers.setdefault(peer, _PeerState())
-
-    def _draw(self, peers: Sequence[Hotkey], expected: dict[Hotkey, float]) -> Hotkey:
-        return self._rng.choices(peers, weights=[1.0 / expected[peer] for peer in peers])[0]
 
     @staticmethod
     def _mean(values: Iterable[float | None], prior: float) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import secrets
@@ -59,8 +60,8 @@ async def serve(
 ) -> None:
     """Takes part in one run until it is over, then leaves; cancelling it leaves too.
 
-    `on_listening` is called with this miner's URL once peers are served. Sets torch's threads. Raises ConfigError,
-    DataError, TransportError, RefusedError.
+    `on_listening` is called with this miner's URL once peers are served. Sets torch's threads, and takes what is loaded
+    by then out of the garbage collector's sight. Raises ConfigError, DataError, TransportError, RefusedError.
     """
     clock = clock if clock is not None else SystemClock()
     if config.public_url is None and config.host in _ANY_ADDRESS:
@@ -118,6 +119,8 @@ async def serve(
         _log.info("miner_started", hotkey=hotkey, url=url, run_id=spec.run_id, device=str(device))
         if on_listening is not None:
             on_listening(url)
+        # Modules and parts live as long as the process: walking over them costs pauses, and seconds at the end.
+        gc.freeze()
         try:
             await loop.run()
         finally:

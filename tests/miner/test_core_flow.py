@@ -617,6 +617,7 @@ def test_reports_are_numbered_without_gaps_and_repeated_until_acknowledged() -> 
 
 def test_both_ends_make_the_same_receipt() -> None:
     sender, receiver = Driver(0), Driver(1)
+    sender.world.gone = {hotkey_of(1, 1)}
     sender.start()
     receiver.start()
     sender.lease(1)

@@ -249,12 +249,15 @@ def test_an_upload_that_failed_is_repeated_while_the_phase_lasts() -> None:
     assert driver.handle(Ticked(), after_s=30) == []
 
 
-def test_who_did_nothing_uploads_nothing() -> None:
+def test_who_did_nothing_says_so_and_uploads_nothing() -> None:
     driver = Driver(0, num_stages=1)
     driver.start()
 
-    assert upload_phase(driver) == []
-    assert driver.reports == []
+    effects = upload_phase(driver)
+
+    assert [type(effect) for effect in effects] == [SendReport]
+    (commitment,) = [report.commitment for report in driver.all_reports()]
+    assert commitment is not None and (commitment.num_entries, commitment.num_applied) == (0, 0)
 
 
 def test_a_refused_inner_step_does_not_count_as_work() -> None:
