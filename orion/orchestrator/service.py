@@ -151,8 +151,13 @@ async def _serve_http(
 
 
 def _listen(config: OrchestratorConfig) -> socket.socket:
+    """A listening socket. Raises ConfigError when there can be none."""
     try:
-        return socket.create_server((config.host, config.port), backlog=_BACKLOG)
+        listener = socket.create_server((config.host, config.port), backlog=_BACKLOG)
+        # An answer goes out in two writes; without this, the second would wait for the first one's acknowledgement.
+        # asyncio sets it only on sockets that name their protocol; connections inherit it from the listener.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port"
