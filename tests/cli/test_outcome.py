@@ -44,6 +44,7 @@ def test_the_keys_that_other_tools_rely_on() -> None:
     documented = (
         "run_id tokens tokens_per_s tokens_per_s_single_process loss_first loss_last heldout_loss "
         "heldout_loss_untrained heldout_loss_single_process outer_steps anchors_equal microbatches_started "
-        "microbatches_applied microbatches_cancelled checks verdicts_failed scores chain_weights checkpoint plot seconds"
+        "microbatches_applied microbatches_cancelled checks verdicts_failed scores chain_weights "
+        "checkpoint plot seconds"
     )
     assert set(documented.split()) <= outcome().model_dump().keys()
