@@ -210,7 +210,8 @@ class OuterSteps:
         self._changes_state = False
         self._load_backoff.failed(now_s)
         if anchor_is_lost:
-            self.anchor = None
+            # With the anchor goes what was done on it: it was sealed before the load began.
+            self.anchor = self.local = None
 
     def reduce_ended(self, event: ReduceEnded, now_s: float) -> None:
         if event.outer_step != self._merge.outer_step:
