@@ -7,7 +7,7 @@ from collections import Counter
 
 from orion.common.ids import Direction, MemberState
 from orion.common.protocol.messages import Outcome
-from orion.orchestrator.leases import DATA_TRIPS_MAX
+from orion.orchestrator.leases import DATA_TRIPS_MAX, REPORT_SLACK_S
 from orion.orchestrator.stages import NEVER_S, Applying, Ended, Finishing, StageProgress, Training, Uploading
 from orion.orchestrator.state import NOTICES_MAX, RunState
 
@@ -31,8 +31,8 @@ def _check_trips(state: RunState) -> None:
     assert leases.num_started == leases.num_applied + leases.num_cancelled + len(leases.live), "1: trips are lost"
     for microbatch_id, trip in leases.live.items():
         assert trip.outcome is None and trip.microbatch_id == microbatch_id, f"1: {trip} is live and ended"
-        lessee = state.memory.membership.get(trip.lessee)
-        assert lessee is not None, f"2: {trip} is held by somebody who is gone"
+        assert state.memory.membership.get(trip.lessee) is not None, f"2: {trip} is held by somebody who is gone"
+        assert trip.deadline_s + REPORT_SLACK_S > state.memory.ticked_s, f"2: {trip} has outlived its deadline"
     assert Counter(trip.lessee for trip in leases.live.values()) == leases.num_live_of, "1: leases are miscounted"
     for outer_step, trips in leases.trips.items():
         per_data_id = Counter(trip.data_id for trip in trips.values())
@@ -51,6 +51,8 @@ def _check_members(state: RunState) -> None:
         assert member.hotkey == hotkey
         homes = [index for index, stage in enumerate(membership.stages) if hotkey in stage]
         assert homes == ([member.stage_index] if member.is_present else []), f"{hotkey} is in the stages {homes}"
+        is_silent = member.last_seen_s <= state.memory.ticked_s - state.spec.time_limits.member_s
+        assert not (member.is_present and is_silent) or state.is_finished, f"6: {hotkey} is silent and waited for"
 
 
 def _check_outer_steps(state: RunState, stage: StageProgress) -> None:
@@ -115,7 +117,9 @@ def _check_credit(state: RunState) -> None:
             returned_to = {
                 hop.to_stage
                 for hop, claims in evidence.hops.items()
-                if hop.direction is Direction.GRADIENT and claims.agree
+                if hop.direction is Direction.GRADIENT
+                and claims.by_sender is not None
+                and claims.by_sender == claims.by_receiver
             }
             for stage_index, hotkey in evidence.credited.items():
                 counted[(hotkey, stage_index)] += 1

@@ -20,6 +20,7 @@ _ROUNDS_MAX = 64
 def pass_time(state: RunState) -> None:
     """What has become due by time alone: silent members, overdue leases, unanswered looks at objects."""
     memory = state.memory
+    memory.ticked_s = memory.now_s
     if not state.is_finished:
         for member in memory.membership.silent(memory.now_s - state.spec.time_limits.member_s):
             state.remove(member, f"silent for {state.spec.time_limits.member_s:g} s")

@@ -49,6 +49,8 @@ class Memory:
     """The run is over when every stage has reached this anchor."""
     now_s: float = 0.0
     """Of the newest event."""
+    ticked_s: float = 0.0
+    """When it was last looked at what is due by time alone."""
     advanced_s: float = 0.0
     """When the rules of the phases were last looked at."""
     version: int = 0
