@@ -284,8 +284,9 @@ class MinerCore:
 
     def _advance(self, now_s: float) -> None:
         view = self._view
-        if self._outer.begin_if_due(self._outer.training_step(view)):
-            self._table.begin()
+        step = self._outer.training_step(view)
+        if step is not None and self._outer.begin_if_due(step):
+            self._table.begin(step)
             self._lease_s = now_s
         moment = self._moment(now_s)
         self._flow.advance(moment)

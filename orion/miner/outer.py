@@ -156,9 +156,9 @@ class OuterSteps:
         if checkpoint is not None and checkpoint.outer_step == self.anchor.outer_step:
             self._is_void = self._is_void or checkpoint.state_digest != self.anchor.digest
 
-    def begin_if_due(self, outer_step: int | None) -> bool:
-        """Opens the local outer step when work for it may begin; whether it did."""
-        if outer_step is None or self.local is not None:
+    def begin_if_due(self, outer_step: int) -> bool:
+        """Opens the local outer step when none is open; whether it did."""
+        if self.local is not None:
             return False
         self.local = LocalStep(outer_step)
         self._oplog.begin(outer_step)

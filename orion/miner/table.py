@@ -106,6 +106,7 @@ class MicrobatchTable:
         self._in_flight_max = in_flight_max
         self._held: dict[MicrobatchId, Held] = {}
         self._ended: dict[MicrobatchId, Ended] = {}
+        self._outer_step = -1
         self.num_applied_total = 0
         """Since the process started."""
 
@@ -156,9 +157,12 @@ class MicrobatchTable:
         self.num_applied_total += item.is_applied
         return outcome
 
-    def begin(self) -> None:
-        """A new outer step: ids of the last one are refused by their outer step, and need not be remembered."""
-        self._ended.clear()
+    def begin(self, outer_step: int) -> None:
+        """Work for an outer step begins, perhaps anew. Ids of the ones before are refused by their outer step, and need
+        not be remembered."""
+        if outer_step != self._outer_step:
+            self._outer_step = outer_step
+            self._ended.clear()
 
     def check_invariants(self) -> None:
         assert len(self._held) <= self._in_flight_max, "more microbatches are held than there are credits"
