@@ -68,8 +68,10 @@ class Fault:
         )
 
 
-PHASE_SPAN_S = {Phase.TRAIN: 2.0, Phase.UPLOAD: 0.3, Phase.MERGE: 0.6}
-"""About how long each phase of a tiny run lasts: a fault begins within it."""
+PHASE_SPAN_S = {Phase.TRAIN: 2.5, Phase.UPLOAD: 0.3, Phase.MERGE: 0.6}
+"""About how long each phase of a tiny run lasts: a fault begins within it. The first train phase includes joining."""
+_PHASE_WEIGHTS = {Phase.TRAIN: 3, Phase.UPLOAD: 1, Phase.MERGE: 1}
+"""How often each is drawn: most of what can go wrong is in flight while a stage trains."""
 
 _STRENGTHS = {
     FaultKind.DELAY: (0.2, 2.0),
@@ -125,7 +127,7 @@ def draw_schedule(rng: Random, shape: Shape, num_faults: int) -> tuple[Fault, ..
 
 def _draw(rng: Random, shape: Shape) -> Fault:
     kind = rng.choice(list(FaultKind))
-    phase = rng.choice(list(PHASE_SPAN_S))
+    (phase,) = rng.choices(list(_PHASE_WEIGHTS), weights=list(_PHASE_WEIGHTS.values()))
     stage_index = rng.randrange(shape.num_stages)
     neighbour = stage_index + 1 if stage_index + 1 < shape.num_stages else max(0, stage_index - 1)
     return Fault(
