@@ -153,7 +153,6 @@ class Hands:
         self._open_tokens = open_tokens
         self._on_device = on_device
         self._offload = offload
-        # Counted before there is anything to hold up: the first time takes seconds.
 
     async def compute(self, effect: Compute) -> ComputeEnded:
         """Has the device do a job."""

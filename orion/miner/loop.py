@@ -94,10 +94,9 @@ class MinerLoop:
                 for task in self._running:
                     task.cancel()
         except ExceptionGroup as group:
-            expected = next((error for error in group.exceptions if isinstance(error, OrionError)), None)
-            if expected is None:
+            if not all(isinstance(error, OrionError) for error in group.exceptions):
                 raise
-            raise expected from None
+            raise group.exceptions[0] from None
 
     async def _own_core(self, tasks: asyncio.TaskGroup) -> None:
         over_s: float | None = None
@@ -112,7 +111,8 @@ class MinerLoop:
                 self._carry_out(tasks, effect)
             if self._core.ready_step != ready_step:
                 ready_step = self._core.ready_step
-                self._news.set()
+                if ready_step is not None:
+                    self._news.set()
             if self._core.run_is_over:
                 over_s = self._clock.monotonic_s() if over_s is None else over_s
                 if self._clock.monotonic_s() - over_s > FLUSH_S:
