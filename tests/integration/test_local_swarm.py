@@ -1,6 +1,7 @@
 """Whole swarms of real processes over real HTTP: what a user runs, and what must not stop it."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from orion.common.ids import Hotkey, MemberState, Phase
 from orion.common.net.chain_server import HttpChain
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
-from orion.common.protocol.messages import Ledger
+from orion.common.protocol.messages import Ledger, RunStatus
 from orion.common.protocol.signing import create_wallet, hotkey_of
 from orion.miner.config import MinerConfig
 
@@ -116,24 +117,26 @@ async def test_a_killed_orchestrator_goes_on_where_it_was(tmp_path: Path, data_r
 
 async def test_a_newcomer_is_useful_after_the_next_outer_step(tmp_path: Path, data_root: Path) -> None:
     """A miner is killed and started again: the same hotkey joins anew, fetches the anchor and works."""
-    async with running_swarm(tmp_path, data_root, small_run(outer_steps=6)) as swarm:
-        await status_when(swarm, lambda status: status.microbatches_applied >= 4)
-        process_named(swarm, "miner-0").send_signal(signal.SIGKILL)
+    async with running_swarm(tmp_path, data_root, small_run(outer_steps=1000)) as swarm:
         victim = hotkey_of(swarm.keys.miners["miner-0"])
 
-        def state_is(*states: MemberState) -> bool:
-            return any(miner.hotkey == victim and miner.state in states for miner in latest.miners)
+        async def status_when_it_is(state: MemberState) -> RunStatus:
+            return await status_when(
+                swarm, lambda status: any(m.hotkey == victim and m.state is state for m in status.miners)
+            )
 
-        latest = await status_when(
-            swarm, lambda status: any(m.hotkey == victim and m.state is MemberState.GONE for m in status.miners)
-        )
+        await status_when(swarm, lambda status: status.microbatches_applied >= 4)
+        process_named(swarm, "miner-0").send_signal(signal.SIGKILL)
+        gone = await status_when_it_is(MemberState.GONE)
         swarm.restart_miner("miner-0")
-        latest = await status_when(swarm, lambda status: status.finished)
+        active = await status_when_it_is(MemberState.ACTIVE)
+        assert active.outer_step > gone.outer_step
+        later = await status_when(swarm, lambda status: status.outer_step > active.outer_step)
         ledger = await ledger_of(swarm)
-    assert state_is(MemberState.ACTIVE)
-    last_work = [record for record in ledger.work if record.hotkey == victim and record.outer_step == 5]
-    assert last_work, "the newcomer earned nothing in the last outer step"
-    assert latest.anchors_equal
+    work = [record for record in ledger.work if record.hotkey == victim and record.outer_step >= active.outer_step]
+    assert work, "the newcomer earned nothing"
+    assert work[0].num_microbatches > 0
+    assert later.anchors_equal
 
 
 async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: Path, data_root: Path) -> None:
@@ -153,7 +156,8 @@ async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: P
             assert await swarm.validator_ended(60.0)
             ledger, weights = await ledger_of(swarm), await swarm.chain_weights()
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # the run is over: it may have left by itself
+                process.kill()
             await process.wait()
     failed = {record.verdict.miner for record in ledger.verdicts if not record.verdict.passed}
     assert failed == {cheat}
