@@ -43,7 +43,6 @@ class MinerCore:
 
     def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: Random) -> None:
         self._spec = spec
-        self._hotkey = hotkey
         self._effects: list[Effect] = []
         emit = self._effects.append
         self._feed: Feed | None = None
@@ -91,11 +90,6 @@ class MinerCore:
         return min((time_s for time_s in times if time_s > now_s), default=None)
 
     # --- what others may look at --------------------------------------------------------------------------------------
-
-    @property
-    def feed_version(self) -> int:
-        """Of the newest feed that was taken in; 0 before the first."""
-        return 0 if self._feed is None else self._feed.version
 
     @property
     def view(self) -> View | None:
@@ -222,7 +216,7 @@ class MinerCore:
         if self._feed is not None and feed.version <= self._feed.version:
             return
         self._feed = feed
-        self._view = view_of(feed, self._hotkey)
+        self._view = view_of(feed)
         self._outer.view_changed(self._view)
         self._router.keep_only(peer.hotkey for peer in feed.peers)
 

@@ -13,9 +13,8 @@ from orion.common.protocol.messages import Feed, Manifest, MergePlan, Peer, Stag
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One feed as the member `hotkey` of stage `stage_index` reads it."""
+    """One feed as a member of stage `stage_index` reads it."""
 
-    hotkey: Hotkey
     stage_index: int
     state: MemberState
     stage: StageState
@@ -69,8 +68,8 @@ class View:
         return peer is not None and peer.stage_index == stage_index and peer.state is MemberState.ACTIVE
 
 
-def view_of(feed: Feed, hotkey: Hotkey) -> View | None:
-    """The member's view of a feed; None when the feed does not know it as a member."""
+def view_of(feed: Feed) -> View | None:
+    """The view of whom the feed was made for; None when it is no member."""
     assignment = feed.assignment
     if assignment is None or assignment.state is MemberState.GONE:
         return None
@@ -83,7 +82,6 @@ def view_of(feed: Feed, hotkey: Hotkey) -> View | None:
         return record is not None and record.stage_index == assignment.stage_index
 
     return View(
-        hotkey=hotkey,
         stage_index=assignment.stage_index,
         state=assignment.state,
         stage=stage,
