@@ -66,6 +66,8 @@ class ValidationRules(Section):
     """Longest prefix of a log that is replayed; which prefix is drawn after the commitment."""
     cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.999
     norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
+    answer_s: Seconds = 15.0
+    """How long after the run's end miners go on answering validators, so that the last outer step is checked too."""
     score_window_outer_steps: Annotated[int, Field(ge=1)] = 50
     """Verified work older than this no longer counts."""
     burn_share: Annotated[float, Field(ge=0, lt=1)] = 0.0

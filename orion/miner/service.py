@@ -123,6 +123,9 @@ async def serve(
         gc.freeze()
         try:
             await loop.run()
+            if core.run_is_over:
+                # The peer server stays up: validators ask about the last outer step now.
+                await asyncio.sleep(spec.validation.answer_s)
         finally:
             if core.view is not None and not core.run_is_over:
                 await _leave(orchestrator)
