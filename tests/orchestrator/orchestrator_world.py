@@ -101,12 +101,8 @@ class World:
         self._responses: dict[int, Response | Refusal] = {}
         self._next_request_id = 0
         self._sequences: dict[Hotkey, int] = {}
-        everybody = [
-            hotkey_of(stage, replica)
-            for stage in range(self.spec.num_stages)
-            for replica in range(self.spec.replicas + extra_replicas)
-        ]
-        self.register(everybody)
+        stages, replicas = range(self.spec.num_stages), range(self.spec.replicas + extra_replicas)
+        self.register(hotkey_of(stage, replica) for stage in stages for replica in replicas)
 
     # --- plumbing ---
 
