@@ -3,7 +3,7 @@
 from orchestrator_world import World, hotkey_of, make_spec
 
 from orion.common.ids import Phase
-from orion.common.protocol.messages import LeaseRequest, LossQuery, MicrobatchEnd, Outcome, RefusalCode
+from orion.common.protocol.messages import LeaseRequest, LossQuery, MicrobatchEnd, Outcome, RefusalCode, Report
 
 A0, A1 = hotkey_of(0, 0), hotkey_of(0, 1)
 B0, B1 = hotkey_of(1, 0), hotkey_of(1, 1)
@@ -86,9 +86,8 @@ def test_repeated_reports_change_nothing() -> None:
     (leased,) = world.lease(A0)
     for _ in range(3):
         world.report(A0, ends=end(leased.microbatch_id, loss=2.0))
-    world.join(A0)
-    world._sequences.clear()
-    world.report(A0, ends=end(leased.microbatch_id, loss=2.0))
+    world.join(A0)  # a new process counts its reports anew
+    world.accept(A0, Report(sequence=0, ends=end(leased.microbatch_id, loss=2.0)))
     assert world.status.microbatches_applied == 1
     assert world.core.losses(LossQuery()).total == 1
     assert not world.notices("ignored")
@@ -139,17 +138,19 @@ def test_a_dead_lessee_holds_nobody_up_longer_than_its_silence() -> None:
     assert world.phases[0] == (Phase.UPLOAD, 0)
 
 
-def test_the_next_outer_step_has_a_share_for_those_who_are_left() -> None:
+def test_a_share_is_fixed_when_its_outer_step_opens() -> None:
     world = World()
     world.start()
     world.outer_step()
     world.wait(11.0, A0, B0, B1)
     assert world.active(0) == [A0]
-    world.train(num_left=0)
-    world.train(num_left=0) if world.phases[0] == (Phase.TRAIN, 1) else None
-    assert world.status.microbatches_applied == 16, "the share was fixed when the outer step opened"
+    world.train()
+    assert world.phases[0] == (Phase.TRAIN, 1), "it was opened for two replicas"
+    world.train()
+    assert world.phases[0] == (Phase.UPLOAD, 1)
     world.upload_all({A0: 8, B0: 4, B1: 4})
     for stage_index in (0, 1):
         world.merge(stage_index)
     world.train()
+    assert world.phases[0] == (Phase.UPLOAD, 2), "the next one is for those who are left"
     assert world.status.microbatches_applied == 20
