@@ -90,6 +90,7 @@ _DURATION_S = (1.0, 8.0)
 
 _NEEDS_WORK = frozenset({FaultKind.ONE_WAY_PARTITION, FaultKind.TWO_WAY_PARTITION, FaultKind.SLOW_DEVICE})
 """Harm nothing while their miner is given no microbatches, which may be so for a whole outer step: they come early."""
+_NEEDS_NEIGHBOUR = frozenset({FaultKind.ONE_WAY_PARTITION, FaultKind.TWO_WAY_PARTITION})
 _NAMES_NO_MINER = frozenset({FaultKind.ORCHESTRATOR_RESTART, FaultKind.DUPLICATE, FaultKind.STORE_TROUBLE})
 
 
@@ -126,7 +127,7 @@ def draw_schedule(rng: Random, shape: Shape, num_faults: int) -> tuple[Fault, ..
 
 
 def _draw(rng: Random, shape: Shape) -> Fault:
-    kind = rng.choice(list(FaultKind))
+    kind = rng.choice([kind for kind in FaultKind if shape.num_stages > 1 or kind not in _NEEDS_NEIGHBOUR])
     (phase,) = rng.choices(list(_PHASE_WEIGHTS), weights=list(_PHASE_WEIGHTS.values()))
     stage_index = rng.randrange(shape.num_stages)
     neighbour = stage_index + 1 if stage_index + 1 < shape.num_stages else max(0, stage_index - 1)

@@ -6,14 +6,27 @@ by itself is in its own `check_invariants`, which is called here after each of i
 design's list.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orion.common.ids import Digest, Hotkey, MicrobatchId, Phase
-from orion.common.protocol.messages import LedgerQuery, Manifest, ManifestQuery, Outcome, Report, StageState
+from orion.common.model.params import stage_num_params
+from orion.common.protocol.codec import Body
+from orion.common.protocol.messages import (
+    LedgerQuery,
+    Manifest,
+    ManifestQuery,
+    MergePlan,
+    Outcome,
+    Report,
+    StageState,
+)
+from orion.common.train.partition import partition_bounds
 from orion.miner import effects as miner_effects
 from orion.miner import events as miner_events
+from orion.miner.reduce import Slice, reduce_partition
 from orion.orchestrator.events import Announce, RequestArrived
 from orion.simulator.host import Host
 from orion.simulator.injector import PHASE_ORDER
@@ -22,8 +35,8 @@ from orion.simulator.orchestrator_host import COMMIT_S, TICK_S, OrchestratorHost
 from orion.simulator.swarm import Swarm
 from orion.simulator.validator_host import ValidatorHost
 
-OPERATION_S_MAX = 8.0
-"""The longest that a job on a slowed device or the reading of a body holds a microbatch beyond its deadline."""
+FREE_SLACK_S = 0.5
+"""How long after its deadline a microbatch may be held that nothing is being read or computed for."""
 
 
 @dataclass(slots=True)
@@ -47,8 +60,13 @@ class Invariants:
         self.truth = Truth()
         self._standing: dict[MinerHost, tuple[int, int]] = {}
         """The stage and outer step whose anchor each process holds."""
+        self._deadlines_s: dict[MicrobatchId, float] = {}
+        """Of leased microbatches."""
         self._held: dict[tuple[MinerHost, MicrobatchId], float] = {}
-        """What each process holds, by since when; the oldest first."""
+        """What each process holds, and until when it may."""
+        self._next_deadline_s = math.inf
+        """No later than the earliest of them."""
+        self._computing: dict[MinerHost, MicrobatchId] = {}
         self._freed: set[tuple[MinerHost, MicrobatchId]] = set()
         self._orchestrator: OrchestratorHost | None = None
         """The process that was heard of last."""
@@ -57,6 +75,8 @@ class Invariants:
         self._places: dict[int, tuple[int, int]] = {}
         """The furthest outer step and phase of each stage."""
         self._manifests: dict[int, list[Manifest]] = {}
+        self._plans: dict[int, MergePlan] = {}
+        """The newest that each stage's reducers were given."""
 
     def handled(self, host: Host, event: object, effects: Sequence[object]) -> None:
         """Checks everything that this event can have changed."""
@@ -96,16 +116,24 @@ class Invariants:
                 stage_index, before = self._standing[host]
                 assert before == outer_step, f"3: {host.address} applied {outer_step} to the anchor of {before}"
                 self._stands(host, stage_index, outer_step + 1, digest)
-            case miner_events.ComputeEnded(miner_events.ForwardDone(microbatch_id, _, loss)) if loss is not None:
-                self._applied(host, microbatch_id)
-            case miner_events.ComputeEnded(miner_events.BackwardDone(microbatch_id, _)):
-                self._applied(host, microbatch_id)
+            case miner_events.LeaseGranted(lease):
+                for granted in lease.microbatches:
+                    self._deadlines_s[granted.microbatch_id] = lease.deadline_s
+            case miner_events.ComputeEnded(result):
+                self._computing.pop(host, None)
+                match result:
+                    case miner_events.ForwardDone(microbatch_id, _, loss) if loss is not None:
+                        self._applied(host, microbatch_id)
+                    case miner_events.BackwardDone(microbatch_id, _):
+                        self._applied(host, microbatch_id)
         for effect in effects:
             match effect:
                 case miner_effects.ReadBody() if isinstance(event, miner_events.ForwardOffered):
-                    self._begins_to_hold(host, event.transfer.microbatch_id)
-                case miner_effects.Compute(miner_events.Forward(microbatch_id, _)):
-                    self._begins_to_hold(host, microbatch_id)
+                    self._begins_to_hold(host, event.transfer.microbatch_id, event.transfer.deadline_s)
+                case miner_effects.Compute(miner_events.Forward(microbatch_id) | miner_events.Backward(microbatch_id)):
+                    self._computing[host] = microbatch_id
+                    if microbatch_id in self._deadlines_s:
+                        self._begins_to_hold(host, microbatch_id, self._deadlines_s[microbatch_id])
                 case miner_effects.FreeTensors(microbatch_id):
                     self._frees(host, microbatch_id)
 
@@ -123,10 +151,11 @@ class Invariants:
         self.truth.applied[key] = (stage_index, outer_step)
         self.truth.num_applied[(host.hotkey, stage_index, outer_step)] += 1
 
-    def _begins_to_hold(self, host: MinerHost, microbatch_id: MicrobatchId) -> None:
+    def _begins_to_hold(self, host: MinerHost, microbatch_id: MicrobatchId, deadline_s: float) -> None:
         key = (host, microbatch_id)
         assert key not in self._freed, f"1: {host.address} took microbatch {microbatch_id} again after it had ended"
-        self._held.setdefault(key, self._clock.now_s())
+        self._held.setdefault(key, deadline_s)
+        self._next_deadline_s = min(self._next_deadline_s, deadline_s)
 
     def _frees(self, host: MinerHost, microbatch_id: MicrobatchId) -> None:
         """1: a microbatch ends exactly once on each miner."""
@@ -137,13 +166,15 @@ class Invariants:
 
     def _check_freed_in_time(self) -> None:
         """2: whatever a microbatch held is freed within its deadline. What a dead process held went with it."""
-        limit_s = self._clock.now_s() - self._swarm.scenario.spec.time_limits.microbatch_s - OPERATION_S_MAX
-        while self._held:
-            (host, microbatch_id), since_s = next(iter(self._held.items()))
-            if since_s >= limit_s:
-                return
-            assert not host.is_alive, f"2: {host.address} still holds microbatch {microbatch_id}"
-            del self._held[(host, microbatch_id)]
+        due_s = self._clock.now_s() - FREE_SLACK_S
+        if due_s <= self._next_deadline_s:
+            return
+        for (host, microbatch_id), deadline_s in tuple(self._held.items()):
+            if not host.is_alive:
+                del self._held[(host, microbatch_id)]
+            elif due_s > deadline_s:
+                assert self._computing.get(host) == microbatch_id, f"2: {host.address} still holds {microbatch_id}"
+        self._next_deadline_s = min(self._held.values(), default=math.inf)
 
     # --- the orchestrator ---------------------------------------------------------------------------------------------
 
@@ -156,6 +187,7 @@ class Invariants:
             self._check_ends(event.message)
         if any(isinstance(effect, Announce) for effect in effects):
             self._check_phases(host.stage_states())
+            self._note_plans(host)
             self._check_manifests(host)
             self._check_credit(host)
 
@@ -190,7 +222,7 @@ class Invariants:
             )
 
     def _check_manifests(self, host: OrchestratorHost) -> None:
-        """4: a manifest covers each partition once, names only durable objects, and never changes."""
+        """4: a manifest covers each partition once and names only durable objects; they hold the honest means."""
         for stage_index in range(self._swarm.scenario.spec.num_stages):
             known = self._manifests.setdefault(stage_index, [])
             query = ManifestQuery(stage_index=stage_index, from_outer_step=len(known))
@@ -204,9 +236,48 @@ class Invariants:
         assert covered == list(range(self._swarm.scenario.spec.num_partitions)), f"{where} covers {covered}"
         assert len(set(manifest.contributors)) == len(manifest.contributors), f"{where}: a contributor counts twice"
         for merged in manifest.partitions:
-            assert merged.object is None or self._swarm.world.store.is_durable(merged.object), (
-                f"{where} names {merged.object}, which is not durable"
-            )
+            if merged.object is not None:
+                assert self._swarm.world.store.is_durable(merged.object), f"{where} names {merged.object}, not durable"
+                mean = self._honest_mean(manifest, merged.partition_index)
+                is_honest = mean is not None and mean.digest == merged.object.digest
+                assert is_honest, f"{where}: partition {merged.partition_index} is not the mean of its contributions"
+
+    def _honest_mean(self, manifest: Manifest, partition_index: int) -> Body | None:
+        """What an honest reducer makes of the contributions, weighed as the plan says."""
+        spec, store = self._swarm.scenario.spec, self._swarm.world.store
+        plan = self._plans[manifest.stage_index]
+        assert plan.outer_step == manifest.outer_step, "4: a manifest without a plan"
+        slices = []
+        for contribution in plan.contributions:
+            body = store.get(contribution.objects[partition_index].key)
+            assert body is not None, f"4: the plan names an object of {contribution.hotkey} that is not in the store"
+            slices.append(Slice(contribution.hotkey, contribution.num_microbatches, bytearray(body)))
+        num_params = stage_num_params(spec.model, spec.layouts[manifest.stage_index])
+        partition = partition_bounds(num_params, spec.num_partitions)[partition_index]
+        return reduce_partition(spec.codec, partition.num_params, slices).mean
+
+    def _note_plans(self, host: OrchestratorHost) -> None:
+        """Only members of a stage are shown its plan."""
+        replicas = self._swarm.scenario.spec.replicas
+        for stage in self._stages:
+            if stage.phase is Phase.MERGE:
+                for hotkey in self._swarm.hotkeys[stage.stage_index * replicas :]:
+                    plan = host.core.feed(hotkey, self._clock.now_s()).merge_plan
+                    if plan is not None and plan.stage_index == stage.stage_index:
+                        self._check_plan(plan)
+                        self._plans[stage.stage_index] = plan
+                        break
+
+    def _check_plan(self, plan: MergePlan) -> None:
+        """4: a plan covers each partition once, with different reducers, and names only durable objects."""
+        where = f"4: plan of stage {plan.stage_index}, outer step {plan.outer_step}"
+        covered = [partition.partition_index for partition in plan.partitions]
+        assert covered == list(range(self._swarm.scenario.spec.num_partitions)), f"{where} covers {covered}"
+        for partition in plan.partitions:
+            assert len(set(partition.reducers)) == len(partition.reducers), f"{where}: a reducer is asked twice"
+        for contribution in plan.contributions:
+            for ref in contribution.objects:
+                assert self._swarm.world.store.is_durable(ref), f"{where} names {ref}, not durable"
 
     def _check_credit(self, host: OrchestratorHost) -> None:
         """8: nobody is credited for more than it really applied."""

@@ -1,0 +1,79 @@
+"""Dishonest miners for simulated swarms. Nothing in the product knows of such a thing."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from orion.common.ids import MicrobatchId
+from orion.common.protocol.codec import Body, encode
+from orion.common.protocol.keys import parse_key
+from orion.common.protocol.messages import ObjectRef
+from orion.miner.cache import Slot
+from orion.miner.worker import DeviceWorker
+from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator
+from orion.simulator.miner_host import HOST_DEVICE, MinerHost
+
+
+class LyingObjects(SimulatedObjects):
+    """Writes other means than were computed."""
+
+    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
+        return await super().put_many({key: self._bent(key, body) for key, body in bodies.items()})
+
+    def _bent(self, key: str, body: Body) -> Body:
+        name = parse_key(key)
+        if name is None or name.kind != "reduced":
+            return body
+        num_values = (body.size_bytes - len(body.header)) // 4
+        return encode({"mean": torch.full((num_values,), 1e-3)})
+
+
+class LyingReducer(MinerHost):
+    """Computes honestly, and lies about means."""
+
+    def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
+        return LyingObjects(orchestrator)
+
+
+class ForgetfulObjects(SimulatedObjects):
+    """Says that pseudo-gradients are written, and writes none."""
+
+    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
+        names = [parse_key(key) for key in bodies]
+        if any(name is not None and name.kind == "pseudo-gradient" for name in names):
+            return [ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in bodies.items()]
+        return await super().put_many(bodies)
+
+
+class ForgetfulMiner(MinerHost):
+    """Claims a contribution that nobody can read."""
+
+    def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
+        return ForgetfulObjects(orchestrator)
+
+
+class NoisyWorker(DeviceWorker):
+    """Sends noise of the right shape instead of what it computed, and commits to it."""
+
+    def _put(self, microbatch_id: MicrobatchId, slot: Slot, tensors: Mapping[str, Tensor]) -> Body:
+        generator = torch.Generator().manual_seed(int(microbatch_id))
+        noise = {
+            name: torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        return super()._put(microbatch_id, slot, noise)
+
+
+class NoisyMiner(MinerHost):
+    """Does no work that is worth anything."""
+
+    def make_worker(self) -> DeviceWorker:
+        return NoisyWorker(
+            self.world.spec,
+            self.hotkey,
+            cache=self.cache,
+            evidence=self.evidence,
+            device=HOST_DEVICE,
+            compute_dtype=torch.float32,
+        )
