@@ -7,4 +7,5 @@ scripts/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/lint-imports
-exec .venv/bin/python -m pytest --cov --cov-report=term:skip-covered "$@"
+# Two workers; the tests of real processes share one of them, so that they do not starve each other.
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered "$@"

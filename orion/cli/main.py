@@ -104,6 +104,26 @@ def up(
 
 
 @app.command()
+def status(
+    orchestrator: OrchestratorUrl,
+    as_json: Json = False,
+) -> None:
+    """Shows how a run is doing."""
+    from rich.console import Console
+
+    from orion.cli.live_view import picture
+    from orion.cli.progress import ProgressTracker, run_microbatches
+    from orion.cli.remote import fetch_run
+
+    spec, run_status = _run(fetch_run(orchestrator.rstrip("/")))
+    if as_json:
+        print(run_status.model_dump_json())
+        return
+    progress = ProgressTracker(run_microbatches(spec)).update(run_status)
+    Console().print(picture(run_status, progress, {}))
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint or a Hugging Face Llama folder.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],

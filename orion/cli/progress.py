@@ -3,12 +3,18 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from orion.common.config import RunSpec
 from orion.common.protocol.messages import RunStatus
 
 RATE_WINDOW_S = 20.0
 """Throughput is shown over this long, so that a phase without training is visible but does not make the figure jump."""
 LOSS_WINDOW = 32
 """Microbatches whose mean loss is shown."""
+
+
+def run_microbatches(spec: RunSpec) -> int:
+    """Microbatches of the whole run when every stage keeps all its replicas."""
+    return spec.outer_steps * spec.inner_steps * spec.microbatches_per_step * spec.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class ProgressTracker:
         while len(self._history) > 2 and status.now_s - self._history[0][0] > RATE_WINDOW_S:
             self._history.popleft()
         since_s, since_tokens = self._history[0]
+        if status.started_s is not None and len(self._history) == 1:
+            since_s, since_tokens = status.started_s, 0  # the first look: the mean over the run so far
         elapsed_s = status.now_s - since_s
         by_steps = status.outer_step / status.outer_steps
         by_work = status.microbatches_applied / self.microbatches_total

@@ -15,7 +15,7 @@ from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_
 from orion.cli.loss_plot import save_loss_plot
 from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
 from orion.cli.outcome import SwarmOutcome, loss_ends, problems
-from orion.cli.progress import ProgressTracker
+from orion.cli.progress import ProgressTracker, run_microbatches
 from orion.cli.resolve import resolve
 from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
@@ -99,11 +99,6 @@ def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:
     stamp = datetime.fromtimestamp(clock.now_s(), UTC).strftime("%Y%m%d-%H%M%S")
     folder = options.folder.absolute()
     return SwarmPaths(run=folder / "runs" / f"{spec.run_id}-{stamp}", data=folder / "data" / spec.data.folder_name())
-
-
-def run_microbatches(spec: RunSpec) -> int:
-    """Microbatches of the whole run when every stage keeps all its replicas."""
-    return spec.outer_steps * spec.inner_steps * spec.microbatches_per_step * spec.replicas
 
 
 async def _watch(swarm: LocalSwarm, spec: RunSpec, console: Console, clock: Clock) -> tuple[FinishedRun, float]:

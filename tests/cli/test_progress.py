@@ -8,7 +8,7 @@ from orion.cli.progress import ProgressTracker
 
 def test_throughput_is_measured_over_the_recent_past() -> None:
     tracker = ProgressTracker(microbatches_total=100)
-    assert tracker.update(run_status(now_s=1000.0, tokens=0)).tokens_per_s == 0.0
+    assert tracker.update(run_status(now_s=1000.0, started_s=990.0, tokens=0)).tokens_per_s == 0.0
     assert tracker.update(run_status(now_s=1010.0, tokens=20_000)).tokens_per_s == pytest.approx(2000.0)
     for second in range(11, 60):
         progress = tracker.update(run_status(now_s=1000.0 + second, tokens=20_000))
@@ -37,3 +37,8 @@ def test_loss_and_microbatches_in_flight() -> None:
     assert progress.loss == pytest.approx(3.0)
     assert progress.in_flight == 3
     assert ProgressTracker(100).update(run_status(recent_losses=())).loss is None
+
+
+def test_the_first_look_shows_the_mean_over_the_run_so_far() -> None:
+    progress = ProgressTracker(100).update(run_status(now_s=1000.0, started_s=990.0, tokens=30_000))
+    assert progress.tokens_per_s == pytest.approx(3000.0)

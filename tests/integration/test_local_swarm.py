@@ -21,7 +21,7 @@ from orion.common.protocol.messages import Ledger, RunStatus
 from orion.common.protocol.signing import create_wallet, hotkey_of
 from orion.miner.config import MinerConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("processes")]
 
 RUN_FILE = """
 run_id = "small"
