@@ -58,6 +58,9 @@ class MinerCore:
         self._flow = Flow(spec, hotkey, table=self._table, router=self._router, reports=self._reports, emit=emit)
         self._outbound = Outbound(hotkey, self._table, self._router, self._flow, emit)
         self._job: Job | None = None
+        self._has_joined = False
+        """In this process. One that ran before under this hotkey may still be a member: the orchestrator must hear that
+        records are numbered anew, and where we listen now."""
         self._is_joining = False
         self._join_s = 0.0
         self._is_leasing = False
@@ -169,8 +172,11 @@ class MinerCore:
                 pass
             case events.FeedArrived(feed):
                 self._feed_arrived(feed)
-            case events.JoinEnded():
+            case events.JoinEnded(joined):
                 self._is_joining, self._join_s = False, now_s + JOIN_RETRY_S
+                if joined is not None and not self._has_joined:
+                    self._has_joined = True
+                    self._look_at_feed()
             case events.ForwardOffered():
                 self._flow.forward_offered(moment, event)
             case events.BackwardOffered():
@@ -216,6 +222,12 @@ class MinerCore:
         if self._feed is not None and feed.version <= self._feed.version:
             return
         self._feed = feed
+        self._look_at_feed()
+
+    def _look_at_feed(self) -> None:
+        feed = self._feed
+        if feed is None or not self._has_joined:
+            return
         self._view = view_of(feed)
         self._outer.view_changed(self._view)
         self._router.keep_only(peer.hotkey for peer in feed.peers)

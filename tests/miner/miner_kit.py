@@ -24,7 +24,7 @@ from orion.common.protocol.messages import (
 )
 from orion.miner.core import MinerCore
 from orion.miner.effects import Effect, LoadAnchor, SendReport
-from orion.miner.events import AnchorLoaded, Event, FeedArrived, LeaseGranted, ReportEnded, Ticked
+from orion.miner.events import AnchorLoaded, Event, FeedArrived, JoinEnded, LeaseGranted, ReportEnded, Ticked
 
 NOW_S = 1_000.0
 STATE_DIGEST = Digest("a" * 64)
@@ -124,6 +124,7 @@ class Driver:
         self.stage_index = stage_index
         self.me = hotkey_of(stage_index, 0)
         self.core = MinerCore(self.spec, self.me, Random(seed))
+        self.core.handle(JoinEnded(Joined(stage_index=stage_index, state=MemberState.JOINING)), NOW_S - 10.0)
         self.world = World(self.spec, self.me, stage_index)
         self.now_s = NOW_S
         self.reports: list[Report] = []

@@ -1,5 +1,7 @@
 """MinerCore around the train phase: membership, anchors, inner steps left over, upload, merge, checkpoints."""
 
+from random import Random
+
 import pytest
 from miner_kit import STATE_DIGEST, Driver, digest_of, hotkey_of, object_of
 
@@ -10,6 +12,7 @@ from orion.common.protocol.messages import (
     CheckpointRef,
     CheckpointUploaded,
     Contribution,
+    Joined,
     Manifest,
     MergedPartition,
     MergePlan,
@@ -18,6 +21,7 @@ from orion.common.protocol.messages import (
     Reduced,
     Uploaded,
 )
+from orion.miner.core import MinerCore
 from orion.miner.effects import (
     ApplyManifest,
     Compute,
@@ -127,6 +131,17 @@ def test_a_newcomer_joins_builds_its_anchor_and_says_so() -> None:
     assert driver.core.heartbeat(0, 0).ready_outer_step == 0
     driver.world.state = MemberState.READY
     assert driver.tell() == []
+
+
+def test_a_process_that_starts_anew_joins_although_its_hotkey_is_a_member() -> None:
+    driver = Driver(1)
+    fresh = MinerCore(driver.spec, driver.me, Random(1))
+    now_s = driver.now_s
+    assert driver.world.state is MemberState.ACTIVE
+    assert fresh.handle(FeedArrived(driver.world.feed()), now_s) == [RequestJoin()]
+    assert fresh.heartbeat(0, 0).ready_outer_step is None
+    joined = JoinEnded(Joined(stage_index=1, state=MemberState.ACTIVE))
+    assert fresh.handle(joined, now_s) == [LoadAnchor(1, 0, None)]
 
 
 def test_an_anchor_that_could_not_be_built_is_tried_again_later() -> None:

@@ -13,7 +13,7 @@ from miner_kit import STATE_DIGEST, World, make_spec
 
 from orion.common.clock import SystemClock
 from orion.common.errors import TransportError
-from orion.common.ids import DataId, Direction, Hotkey, MicrobatchId, Phase
+from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Phase
 from orion.common.net.aiohttp_server import serve
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
@@ -26,6 +26,7 @@ from orion.common.protocol.messages import (
     CommittedLog,
     Done,
     EvidenceRequest,
+    Joined,
     LogRequest,
     Operation,
     RefusalCode,
@@ -45,6 +46,7 @@ from orion.miner.events import (
     Event,
     FeedArrived,
     ForwardDone,
+    JoinEnded,
     Ticked,
 )
 from orion.miner.evidence import EvidenceStore
@@ -70,6 +72,7 @@ class Running:
         self.effects: list[Effect] = []
         self.url = ""
         self.changed = asyncio.Event()
+        self.take(JoinEnded(Joined(stage_index=1, state=MemberState.ACTIVE)))
         self.take(FeedArrived(self.world.feed()))
         self.take(AnchorLoaded(1, 0, STATE_DIGEST))
 
