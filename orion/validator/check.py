@@ -71,7 +71,7 @@ class EndingKind(StrEnum):
     SILENT = "silent"
     """The miner did not hand over what it owes."""
     LOST = "lost"
-    """The miner has no log of what it was credited for, as one has that was started anew in between."""
+    """The miner has no log of what it was credited for, or of part of it, as one that was started anew in between."""
     UNDECIDED = "undecided"
     """The validator could not do its part."""
 
@@ -129,6 +129,11 @@ class Check:
         self._entries: tuple[LogEntry, ...] = ()
         self._evidence = _Evidence([])
 
+    @property
+    def _commitment(self) -> Commitment:
+        assert self.target.commitment is not None, "a log is looked at that nobody committed to"
+        return self.target.commitment
+
     def start(self, now_s: float) -> None:
         """Begins with the log, if there is one. Commitments are not taken late, so none now is none for good."""
         commitment = self.target.commitment
@@ -163,8 +168,7 @@ class Check:
         """The log has come: checks it, then draws how much of it is replayed."""
         if self.phase is not CheckPhase.LOG:
             return
-        assert self.target.commitment is not None
-        fault = log_fault(self.target.commitment, log, self._position, self.target.num_credited, self._spec)
+        fault = log_fault(self._commitment, log, self._position, self._spec)
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
@@ -212,8 +216,15 @@ class Check:
         """The replay is through."""
         if self.phase is CheckPhase.REPLAY:
             self.replay_result = result
-            kind = EndingKind.PASSED if result.failure is None else EndingKind.FAILED
-            self._end(kind, result.failure or "", result.num_operations)
+            num_credited, num_applied = self.target.num_credited, self._commitment.num_applied
+            if result.failure is not None:
+                self._end(EndingKind.FAILED, result.failure, result.num_operations)
+            elif num_credited > num_applied:
+                # A miner that began the outer step anew has lost the log of what it was credited for before.
+                detail = f"credited with {num_credited} microbatches, the log has {num_applied}"
+                self._end(EndingKind.LOST, detail, result.num_operations)
+            else:
+                self._end(EndingKind.PASSED, "", result.num_operations)
 
     def on_replay_unavailable(self, detail: str, retry: bool, now_s: float) -> None:
         """The validator could not replay, through no fault of the miner."""

@@ -1,7 +1,7 @@
 """What a committed log says by itself, before anything is replayed. Pure.
 
 A log must be the one that was committed to, be possible (no backward without its forward, nothing twice, inner steps
-where the run's rules put them) and cover the work its miner was credited with. None of this costs a tensor.
+where the run's rules put them) and hold what the commitment claims. None of this costs a tensor.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,8 @@ class EvidenceNeed:
     digest: Digest
 
 
-def log_fault(
-    commitment: Commitment, log: CommittedLog, position: Position, num_credited: int, spec: RunSpec
-) -> str | None:
-    """What is wrong with a log, None when nothing is.
-
-    `num_credited` is how many microbatches of this outer step the public ledger holds for the miner so far.
-    """
+def log_fault(commitment: Commitment, log: CommittedLog, position: Position, spec: RunSpec) -> str | None:
+    """What is wrong with a log, None when nothing is."""
     if log.outer_step != commitment.outer_step:
         return f"handed over the log of outer step {log.outer_step}"
     if len(log.entries) != commitment.num_entries or log_root(log.entries) != commitment.root:
@@ -59,8 +54,6 @@ def log_fault(
             return f"log entry {index}: {fault}"
     if reader.num_applied != commitment.num_applied:
         return f"commitment claims {commitment.num_applied} microbatches, the log has {reader.num_applied}"
-    if num_credited > reader.num_applied:
-        return f"credited with {num_credited} microbatches, the log has {reader.num_applied}"
     return None
 
 

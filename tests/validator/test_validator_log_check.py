@@ -16,29 +16,28 @@ def honest() -> list[WorkingMiner]:
     return trained(SPEC)
 
 
-def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int, num_credited: int = 0) -> str | None:
+def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int) -> str | None:
     commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=num_applied, root=log_root(entries))
     log = CommittedLog(outer_step=0, entries=tuple(entries))
-    return log_fault(commitment, log, Position(stage_index, 3), num_credited, SPEC)
+    return log_fault(commitment, log, Position(stage_index, 3), SPEC)
 
 
 def test_honest_logs_have_no_fault(honest: list[WorkingMiner]) -> None:
     for miner in honest:
-        assert fault_of(miner.entries, miner.stage_index, 7, num_credited=7) is None
+        assert fault_of(miner.entries, miner.stage_index, 7) is None
 
 
-def test_claims_and_credit_must_be_in_the_log(honest: list[WorkingMiner]) -> None:
+def test_claims_must_be_in_the_log(honest: list[WorkingMiner]) -> None:
     assert "claims 8" in str(fault_of(honest[1].entries, 1, 8))
-    assert "credited with 8" in str(fault_of(honest[1].entries, 1, 7, num_credited=8))
 
 
 def test_the_log_must_be_the_committed_one(honest: list[WorkingMiner]) -> None:
     entries = tuple(honest[1].entries)
     commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=7, root=log_root(entries[:-1]))
     log = CommittedLog(outer_step=0, entries=entries)
-    assert "commitment" in str(log_fault(commitment, log, Position(1, 3), 0, SPEC))
+    assert "commitment" in str(log_fault(commitment, log, Position(1, 3), SPEC))
     other = log.model_copy(update={"outer_step": 1})
-    assert "outer step 1" in str(log_fault(commitment, other, Position(1, 3), 0, SPEC))
+    assert "outer step 1" in str(log_fault(commitment, other, Position(1, 3), SPEC))
 
 
 def first(entries: list[LogEntry], operation: Operation) -> int:
