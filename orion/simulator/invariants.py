@@ -100,6 +100,10 @@ class Invariants:
         ended = status.microbatches_applied + status.microbatches_cancelled
         assert status.microbatches_started == ended, "1: a trip has not ended"
         assert len(swarm.losses()) == status.microbatches_applied, "1: a loss is missing or counted twice"
+        assert status.anchors_equal, "3: replicas reported different anchors"
+        if not swarm.scenario.cheats:
+            failed = [notice for notice in status.notices if "failed a check" in notice]
+            assert status.num_verdicts_failed == 0, f"8: an honest miner was found guilty: {failed}"
         for index, miner in swarm.miners.items():
             if miner.is_alive:
                 assert miner.worker.num_held == 0, f"2: the engine of miner {index} still holds microbatches"
