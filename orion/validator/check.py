@@ -71,7 +71,7 @@ class EndingKind(StrEnum):
     SILENT = "silent"
     """The miner did not hand over what it owes."""
     LOST = "lost"
-    """The miner has no log of what it was credited for, or of part of it, as one that was started anew in between."""
+    """The miner no longer has its log, or part of it, or a tensor of it, as one that was started anew in between."""
     UNDECIDED = "undecided"
     """The validator could not do its part."""
 
@@ -185,10 +185,7 @@ class Check:
         if self.phase is not CheckPhase.LOG:
             return
         self._log_in_flight = False
-        if problem is FetchProblem.NOT_FOUND:
-            self._end(EndingKind.LOST, f"log withheld: {detail}")
-        else:
-            self._fetch_failed("log", problem, detail, now_s)
+        self._fetch_failed("log", problem, detail, now_s)
 
     def on_evidence(self, event: EvidenceArrived) -> None:
         """A body has come; it must be the one that the log names."""
@@ -264,7 +261,9 @@ class Check:
         match problem:
             case FetchProblem.UNREACHABLE | FetchProblem.BUSY:
                 self._not_before_s = now_s + RETRY_S
-            case FetchProblem.NOT_FOUND | FetchProblem.REFUSED:
+            case FetchProblem.NOT_FOUND:
+                self._end(EndingKind.LOST, f"{what} withheld: {detail}")
+            case FetchProblem.REFUSED:
                 self._end(EndingKind.SILENT, f"{what} withheld: {detail}")
             case FetchProblem.BAD_BODY:
                 self._end(EndingKind.FAILED, f"{what} is unusable: {detail}")

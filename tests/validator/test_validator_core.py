@@ -234,12 +234,9 @@ def test_credit_beyond_the_log_is_let_pass_once(honest: list[WorkingMiner]) -> N
 # --- silence ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("problem", [FetchProblem.NOT_FOUND, FetchProblem.REFUSED])
-def test_withheld_evidence_fails_once_a_feed_shows_the_miner_is_there(
-    honest: list[WorkingMiner], problem: FetchProblem
-) -> None:
+def test_refused_evidence_fails_once_a_feed_shows_the_miner_is_there(honest: list[WorkingMiner]) -> None:
     world = world_of(honest)
-    world.evidence_problems[B] = problem
+    world.evidence_problems[B] = FetchProblem.REFUSED
     world.give_feed()
     assert B not in world.verdicts
     world.pass_time(1)
@@ -320,6 +317,17 @@ def test_nobody_has_to_stay_after_the_run(honest: list[WorkingMiner], problem: F
     world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
     assert set(world.verdicts) == {A, C}
     assert world.core.is_done
+
+
+def test_lost_evidence_is_let_pass(honest: list[WorkingMiner]) -> None:
+    world = world_of(honest)
+    world.evidence_problems[B] = FetchProblem.NOT_FOUND
+    world.give_feed()
+    world.pass_time(1)
+    world.give_feed()
+    assert set(world.verdicts) == {A, C}
+    assert not failed(world)
+    assert "check_undecided" in events_of(world)
 
 
 @pytest.mark.parametrize("has_commitment", [True, False])
