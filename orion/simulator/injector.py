@@ -33,20 +33,15 @@ def _one() -> int:
     return 1
 
 
-@dataclass(slots=True, eq=False)
-class FaultRecord:
+@dataclass(frozen=True, slots=True)
+class FaultOutcome:
     """What became of one fault."""
 
     fault: Fault
-    began_s: float | None = None
-    """Virtual time since the start of the simulation."""
-    count: Callable[[], int] = _none
-    """Gives `num_hits`."""
-
-    @property
-    def num_hits(self) -> int:
-        """Processes ended, messages, jobs or requests harmed so far."""
-        return self.count()
+    began_s: float | None
+    """Virtual time since the start of the simulation; None: it never began."""
+    num_hits: int
+    """Processes ended, messages, jobs or requests harmed."""
 
     @property
     def has_fired(self) -> bool:
@@ -57,14 +52,31 @@ class FaultRecord:
         return f"{self.fault}: {began}"
 
 
+@dataclass(slots=True, eq=False)
+class _Record:
+    """One fault on its way."""
+
+    fault: Fault
+    began_s: float | None = None
+    count: Callable[[], int] = _none
+    """Hits so far."""
+
+    def outcome(self) -> FaultOutcome:
+        return FaultOutcome(self.fault, self.began_s, self.count())
+
+
 class Injector:
     """Watches the phases and makes things go wrong."""
 
     def __init__(self, swarm: Swarm, schedule: Sequence[Fault]) -> None:
         self._swarm = swarm
         self._clock = swarm.world.clock
-        self.records = tuple(FaultRecord(fault) for fault in schedule)
-        self._pending = list(self.records)
+        self._records = [_Record(fault) for fault in schedule]
+        self._pending = list(self._records)
+
+    def outcomes(self) -> tuple[FaultOutcome, ...]:
+        """What has become of each fault so far."""
+        return tuple(record.outcome() for record in self._records)
 
     def handled(self, host: Host, event: object, effects: Sequence[object]) -> None:
         """Sees to the faults whose phase has come."""
@@ -80,7 +92,7 @@ class Injector:
                 self._pending.remove(record)
                 self._clock.schedule(fault.after_s, partial(self._begin, record))
 
-    def _begin(self, record: FaultRecord) -> None:
+    def _begin(self, record: _Record) -> None:
         if not self._can_begin(record.fault):
             self._clock.schedule(RETRY_S, lambda: self._begin(record))
             return
@@ -108,33 +120,33 @@ class Injector:
             case _:
                 return True
 
-    def _crash(self, record: FaultRecord) -> None:
+    def _crash(self, record: _Record) -> None:
         fault = record.fault
         self._swarm.kill_miner(fault.miner)
         record.count = _one
         if fault.kind is FaultKind.RESTART:
             self._clock.schedule(fault.duration_s, lambda: self._swarm.start_miner(fault.miner))
 
-    def _restart_orchestrator(self, record: FaultRecord) -> None:
+    def _restart_orchestrator(self, record: _Record) -> None:
         self._swarm.kill_orchestrator()
         record.count = _one
         self._clock.schedule(record.fault.duration_s, self._swarm.restart_orchestrator)
 
-    def _slow_device(self, record: FaultRecord) -> None:
+    def _slow_device(self, record: _Record) -> None:
         device = self._swarm.devices[record.fault.miner]
         before = device.num_slowed
         device.slowdowns.append(record.fault.strength)
         record.count = lambda: device.num_slowed - before
         self._lift_once_hit(record, lambda: device.slowdowns.remove(record.fault.strength))
 
-    def _trouble_store(self, record: FaultRecord) -> None:
+    def _trouble_store(self, record: _Record) -> None:
         store = self._swarm.world.store
         trouble = StoreTrouble(fail_share=record.fault.strength, delay_s=STORE_DELAY_S)
         store.troubles.append(trouble)
         record.count = lambda: trouble.num_hits
         self._lift_once_hit(record, lambda: store.troubles.remove(trouble))
 
-    def _impair(self, record: FaultRecord) -> None:
+    def _impair(self, record: _Record) -> None:
         network = self._swarm.world.network
         impairments = self._impairments(record.fault)
         for impairment in impairments:
@@ -175,11 +187,11 @@ class Injector:
             case _:
                 raise AssertionError(f"{fault.kind} does not concern the network")
 
-    def _lift_once_hit(self, record: FaultRecord, end: Callable[[], None]) -> None:
+    def _lift_once_hit(self, record: _Record, end: Callable[[], None]) -> None:
         """Ends a fault after its duration, and not before it has harmed something."""
 
         def look() -> None:
-            if record.has_fired:
+            if record.count() > 0:
                 end()
             else:
                 self._clock.schedule(RETRY_S, look)

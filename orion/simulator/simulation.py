@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orion.common.errors import OrionError
 from orion.common.ids import Digest
 from orion.common.protocol.messages import LossPoint, RunStatus
-from orion.simulator.injector import FaultRecord, Injector
+from orion.simulator.injector import FaultOutcome, Injector
 from orion.simulator.invariants import Invariants
 from orion.simulator.swarm import Scenario, Swarm
 
@@ -38,7 +38,7 @@ class Result:
     losses: tuple[LossPoint, ...]
     chain_weights: dict[int, float]
     """Each miner's share of the chain weight, by index."""
-    faults: tuple[FaultRecord, ...]
+    faults: tuple[FaultOutcome, ...]
 
 
 def run_scenario(scenario: Scenario, seed: int) -> Result:
@@ -72,7 +72,7 @@ def watched(swarm: Swarm, seed: int) -> Result:
         status=swarm.status(),
         losses=swarm.losses(),
         chain_weights=swarm.chain_weights(),
-        faults=injector.records,
+        faults=injector.outcomes(),
     )
 
 
@@ -85,7 +85,7 @@ def _report(swarm: Swarm, seed: int, injector: Injector, error: AssertionError) 
             f"scenario {swarm.scenario.name}, seed {seed}: {error}",
             f"at {swarm.world.clock.monotonic_s():.3f} virtual s; stages {stages}",
             "faults:",
-            *(f"  {record}" for record in injector.records),
+            *(f"  {outcome}" for outcome in injector.outcomes()),
             "notices:",
             *(f"  {notice}" for notice in status.notices[-_TAIL_LINES_SHOWN:]),
             "newest events:",
