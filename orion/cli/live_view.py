@@ -55,7 +55,7 @@ class SwarmView:
         for notice in status.notices:
             if notice not in self._notices_seen:
                 self._notices_seen.add(notice)
-                self.say(f"  ! {_with_names(notice, self._names)}")
+                self.say(f"  ! {with_names(notice, self._names)}")
         place = (status.outer_step, tuple(stage.phase for stage in status.stages))
         if place != self._last_place or status.now_s - self._last_line_s >= PLAIN_LINE_EVERY_S:
             self._last_place, self._last_line_s = place, status.now_s
@@ -93,7 +93,7 @@ def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) 
     bar.add_row(
         ProgressBar(total=1.0, completed=progress.fraction, width=60), f"{progress.fraction:.0%}{_remaining(progress)}"
     )
-    notices = [Text(f"! {_with_names(notice, names)}", style="yellow") for notice in status.notices[-NOTICES_SHOWN:]]
+    notices = [Text(f"! {with_names(notice, names)}", style="yellow") for notice in status.notices[-NOTICES_SHOWN:]]
     return Panel(
         Group(head, phases, bar, miner_table(status.miners, names), *notices),
         title=f"Orion · {status.run_id}",
@@ -126,7 +126,8 @@ def miner_table(miners: tuple[MinerStatus, ...], names: Mapping[Hotkey, str]) ->
     return table
 
 
-def _with_names(text: str, names: Mapping[Hotkey, str]) -> str:
+def with_names(text: str, names: Mapping[Hotkey, str]) -> str:
+    """A notice as people read it: hotkeys that have a name are called by it."""
     for hotkey, name in names.items():
         text = text.replace(hotkey, name)
     return text

@@ -23,7 +23,7 @@ def print_summary(console: Console, outcome: SwarmOutcome, problems: Sequence[st
         score, weight = outcome.scores.get(name, 0.0), outcome.chain_weights.get(name, 0.0)
         earnings.add_row(name, f"{score:.3g}", f"{weight:.4f}")
     console.print(earnings, highlight=False)
-    console.print("\nsample  ", outcome.sample, style="italic", highlight=False, markup=False)
+    console.print("\nsample  ", _printable(outcome.sample), style="italic", highlight=False, markup=False)
     console.print(f"checkpoint  {outcome.checkpoint}\nloss curve  {outcome.plot}", highlight=False, markup=False)
     for notice in outcome.notices:
         console.print(f"notice: {notice}", style="yellow", highlight=False, markup=False)
@@ -58,6 +58,11 @@ def _figures(outcome: SwarmOutcome) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _printable(text: str) -> str:
+    """A hardly trained model writes control characters too; the terminal must not obey them."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def _loss(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from orion.cli.live_view import SwarmView
+from orion.cli.live_view import SwarmView, with_names
 from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_keys
 from orion.cli.loss_plot import save_loss_plot
 from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
@@ -179,7 +179,7 @@ async def _conclude(
         checkpoint=str(checkpoint),
         plot=str(paths.run / "loss.png"),
         seconds=seconds,
-        notices=list(status.notices),
+        notices=[with_names(notice, names) for notice in status.notices],
         sample=evaluation.sample,
     )
     return outcome, dataset

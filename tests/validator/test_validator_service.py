@@ -158,7 +158,7 @@ async def miner_server(spec: RunSpec, key: Keypair, miner: WorkingMiner, withhol
     async def evidence(request: web.Request) -> web.StreamResponse:
         _, asked = await signed_json(request, EvidenceRequest)
         if withholds:
-            raise refused(RefusalCode.NOT_FOUND, "forgotten")
+            raise refused(RefusalCode.FORBIDDEN, "kept to itself")
         body = miner.bodies[asked.microbatch_id, asked.operation, asked.side]
         return tensor_answer(encode(body))
 
