@@ -44,3 +44,18 @@ class MemberState(StrEnum):
     """Holds the anchor of the outer step that is under way; takes work from the next one on."""
     ACTIVE = "active"
     GONE = "gone"
+
+
+class Outcome(StrEnum):
+    """How a microbatch's trip ended."""
+
+    APPLIED = "applied"
+    CANCELLED = "cancelled"
+
+
+class Operation(StrEnum):
+    """What a miner's device did, as its log lists it."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    INNER_STEP = "inner_step"

@@ -11,8 +11,8 @@ freed in that moment; what is computed is logged, in order; the engine's anchor 
 from random import Random
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey, Phase
-from orion.common.protocol.messages import Feed, Heartbeat, LeaseRequest, LogEntry, Operation
+from orion.common.ids import Hotkey, Operation, Phase
+from orion.common.protocol.messages import Feed, Heartbeat, LeaseRequest, LogEntry
 from orion.miner import events
 from orion.miner.effects import Compute, Effect, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job

@@ -8,9 +8,9 @@ because a prefix with a hole proves nothing. Shared by the event loop's thread a
 import threading
 from dataclasses import dataclass, field
 
-from orion.common.ids import MicrobatchId
+from orion.common.ids import MicrobatchId, Operation
 from orion.common.protocol.codec import Body
-from orion.common.protocol.messages import EvidenceRequest, Operation
+from orion.common.protocol.messages import EvidenceRequest
 from orion.miner.oplog import OUTER_STEPS_KEPT
 
 

@@ -7,9 +7,9 @@ that was sealed never changes, and only sealed logs are handed out, so nobody ca
 
 from collections.abc import Sequence
 
-from orion.common.ids import DataId, Digest, MicrobatchId
+from orion.common.ids import DataId, Digest, MicrobatchId, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, LogEntry, Operation
+from orion.common.protocol.messages import Commitment, LogEntry
 
 OUTER_STEPS_KEPT = 3
 """The one under way and the two before it: validators ask about what was just committed, while the next one begins."""

@@ -7,8 +7,8 @@ A peer that was not reached may hold the tensor all the same. It is told to let 
 microbatch; so no two replicas work on one trip for long.
 """
 
-from orion.common.ids import Direction, Hotkey
-from orion.common.protocol.messages import Outcome, RefusalCode
+from orion.common.ids import Direction, Hotkey, Outcome
+from orion.common.protocol.messages import RefusalCode
 from orion.miner.admission import LAG_RETRY_S
 from orion.miner.effects import SendTensor
 from orion.miner.events import SendEnded, SendOutcome

@@ -8,8 +8,8 @@ never held again (of the newest `ENDED_MAX`, more than an honest outer step has)
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
-from orion.common.protocol.messages import Outcome, Transfer
+from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId, Outcome
+from orion.common.protocol.messages import Transfer
 from orion.miner.events import BodyRef
 
 ENDED_MAX = 65_536

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 
 from orion.common.config import RunSpec
-from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
+from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId, Operation
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
-from orion.common.protocol.messages import ObjectRef, Operation
+from orion.common.protocol.messages import ObjectRef
 from orion.common.train.anchor import checkpoint_tensors
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState, state_digest

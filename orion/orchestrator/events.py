@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from orion.common.protocol.fields import MINERS_MAX, Ss58
 from orion.common.protocol.messages import (
-    MINERS_MAX,
     Applied,
     CheckpointUploaded,
     Done,
@@ -27,7 +27,6 @@ from orion.common.protocol.messages import (
     Reduced,
     Refusal,
     Report,
-    Ss58,
     Uploaded,
     Verdict,
 )

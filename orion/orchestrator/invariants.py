@@ -5,8 +5,7 @@ Reads the state, never changes it. Costs a walk over everything, so it is called
 
 from collections import Counter
 
-from orion.common.ids import Direction, MemberState
-from orion.common.protocol.messages import Outcome
+from orion.common.ids import Direction, MemberState, Outcome
 from orion.orchestrator.leases import DATA_TRIPS_MAX, REPORT_SLACK_S
 from orion.orchestrator.stages import NEVER_S, Applying, Ended, Finishing, StageProgress, Training, Uploading
 from orion.orchestrator.state import NOTICES_MAX, RunState

@@ -9,8 +9,7 @@ cancelled + live.
 from collections import deque
 from dataclasses import dataclass, field
 
-from orion.common.ids import DataId, Hotkey, MicrobatchId
-from orion.common.protocol.messages import Outcome
+from orion.common.ids import DataId, Hotkey, MicrobatchId, Outcome
 
 DATA_TRIPS_MAX = 3
 """Trips of one data id before it is given up; tokens that fail three times are not worth holding a phase for."""

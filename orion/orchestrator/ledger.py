@@ -8,8 +8,8 @@ the work of the outer steps that are kept.
 
 from dataclasses import dataclass, field
 
-from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId
-from orion.common.protocol.messages import Commitment, CommitmentRecord, Outcome, Receipt, Verdict, WorkRecord
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome
+from orion.common.protocol.messages import Commitment, CommitmentRecord, Receipt, Verdict, WorkRecord
 from orion.orchestrator.leases import Trip
 
 RECEIPTS_PER_TRIP_MAX = 8

@@ -7,7 +7,8 @@ index of exactly one stage; one that is gone is in none; records are bounded by 
 from dataclasses import dataclass, field
 
 from orion.common.ids import Hotkey, MemberState
-from orion.common.protocol.messages import MINERS_MAX, Heartbeat
+from orion.common.protocol.fields import MINERS_MAX
+from orion.common.protocol.messages import Heartbeat
 
 
 @dataclass(slots=True)

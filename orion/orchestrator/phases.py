@@ -6,7 +6,7 @@ before, or whether one was lost. Rules are in `training` (of the whole run), `me
 Invariant: after `advance` no phase is past its deadline.
 """
 
-from orion.common.protocol.messages import Outcome
+from orion.common.ids import Outcome
 from orion.orchestrator.checkpoints import advance_checkpoint
 from orion.orchestrator.events import CheckObject
 from orion.orchestrator.merging import advance_merge

@@ -4,7 +4,8 @@ Each record is taken or ignored by itself. What is wrong, late or not the sender
 miner and outer step; it never touches another miner's records.
 """
 
-from orion.common.protocol.messages import Commitment, LossPoint, MicrobatchEnd, Outcome, Receipt, Report
+from orion.common.ids import Outcome
+from orion.common.protocol.messages import Commitment, LossPoint, MicrobatchEnd, Receipt, Report
 from orion.orchestrator.leases import Trip
 from orion.orchestrator.membership import Member
 from orion.orchestrator.stages import Training, Uploading

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Hotkey, MemberState
-from orion.common.protocol.messages import ObjectRef, Outcome
+from orion.common.ids import Digest, Hotkey, MemberState, Outcome
+from orion.common.protocol.messages import ObjectRef
 from orion.orchestrator.canonical import state_digest
 from orion.orchestrator.events import CheckObject, Effect
 from orion.orchestrator.figures import StageFigures

@@ -6,8 +6,8 @@ Pure functions of the state; nothing here changes it.
 from dataclasses import dataclass
 
 from orion.common.ids import Hotkey
+from orion.common.protocol.fields import BATCH_MAX
 from orion.common.protocol.messages import (
-    BATCH_MAX,
     CommitmentQuery,
     Commitments,
     Feed,

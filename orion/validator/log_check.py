@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Direction, MicrobatchId
+from orion.common.ids import Digest, Direction, MicrobatchId, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, CommittedLog, EvidenceRequest, LogEntry, Operation
+from orion.common.protocol.messages import Commitment, CommittedLog, EvidenceRequest, LogEntry
 
 Side = Literal["input", "output"]
 

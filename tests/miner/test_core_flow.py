@@ -3,17 +3,8 @@
 import pytest
 from miner_kit import NOW_S, Driver, digest_of, hotkey_of
 
-from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Phase
-from orion.common.protocol.messages import (
-    Cancel,
-    LeaseRequest,
-    MicrobatchEnd,
-    Outcome,
-    Refusal,
-    RefusalCode,
-    Report,
-    Transfer,
-)
+from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Outcome, Phase
+from orion.common.protocol.messages import Cancel, LeaseRequest, MicrobatchEnd, Refusal, RefusalCode, Report, Transfer
 from orion.miner.effects import (
     Accept,
     Compute,

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from miner_kit import STATE_DIGEST, Driver, digest_of, hotkey_of, object_of
 
-from orion.common.ids import Digest, MemberState, MicrobatchId, Phase
+from orion.common.ids import Digest, MemberState, MicrobatchId, Operation, Phase
 from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import (
     Applied,
@@ -16,7 +16,6 @@ from orion.common.protocol.messages import (
     Manifest,
     MergedPartition,
     MergePlan,
-    Operation,
     PartitionPlan,
     Reduced,
     Uploaded,

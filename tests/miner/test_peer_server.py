@@ -13,7 +13,7 @@ from miner_kit import STATE_DIGEST, World, make_spec
 
 from orion.common.clock import SystemClock
 from orion.common.errors import TransportError
-from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Phase
+from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Operation, Phase
 from orion.common.net.aiohttp_server import serve
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
@@ -28,7 +28,6 @@ from orion.common.protocol.messages import (
     EvidenceRequest,
     Joined,
     LogRequest,
-    Operation,
     RefusalCode,
     Transfer,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Hotkey
+from orion.common.ids import Digest, Hotkey, Outcome
 from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.protocol.codec import Body, encode
@@ -22,7 +22,6 @@ from orion.common.protocol.messages import (
     Join,
     LeaseRequest,
     MicrobatchEnd,
-    Outcome,
     Reduced,
     Report,
     StageState,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from blake3 import blake3
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Phase
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome, Phase
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key, reduced_key
 from orion.common.protocol.messages import (
     Applied,
@@ -23,7 +23,6 @@ from orion.common.protocol.messages import (
     MergePlan,
     MicrobatchEnd,
     ObjectRef,
-    Outcome,
     Receipt,
     Reduced,
     Refusal,

@@ -9,14 +9,13 @@ import random
 import pytest
 from orchestrator_world import World, digest_of, hotkey_of, make_spec
 
-from orion.common.ids import Hotkey, MicrobatchId, Phase
+from orion.common.ids import Hotkey, MicrobatchId, Outcome, Phase
 from orion.common.protocol.messages import (
     Applied,
     LeaseRequest,
     Leave,
     MicrobatchEnd,
     ObjectRef,
-    Outcome,
     Refusal,
     Report,
     Uploaded,

@@ -3,9 +3,9 @@
 import pytest
 from validator_world import WorkingMiner, make_spec, trained
 
-from orion.common.ids import Direction
+from orion.common.ids import Direction, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, CommittedLog, LogEntry, Operation
+from orion.common.protocol.messages import Commitment, CommittedLog, LogEntry
 from orion.validator.log_check import Position, evidence_needs, log_fault
 
 SPEC = make_spec(flow={"staleness_max": 1})

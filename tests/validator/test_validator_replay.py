@@ -6,7 +6,7 @@ from torch import Tensor
 from validator_world import CPU, Body, Cheat, Tokens, WorkingMiner, hotkey, make_spec, trained
 
 from orion.common.errors import DataError
-from orion.common.protocol.messages import Operation
+from orion.common.ids import Operation
 from orion.common.train.anchor import initial_anchor
 from orion.validator.events import ReplayOperation, ReplayResult, ReplayTask
 from orion.validator.replay import replay

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orion.common.config import RunSpec
-from orion.common.ids import DataId, Digest, Hotkey, MemberState, MicrobatchId, Phase
+from orion.common.ids import DataId, Digest, Hotkey, MemberState, MicrobatchId, Operation, Phase
 from orion.common.model.params import num_params
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import encode
@@ -25,7 +25,6 @@ from orion.common.protocol.messages import (
     Feed,
     Ledger,
     LogEntry,
-    Operation,
     Peer,
     StageState,
     Verdict,

@@ -17,7 +17,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from orion.common.errors import OrionError
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Count, Message, Ss58, Text, Url
+from orion.common.protocol.fields import Count, Ss58, Text, Url
+from orion.common.protocol.messages import Message
 
 U16_MAX = 65_535
 """What the chain stores for the largest of a row of weights."""

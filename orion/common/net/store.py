@@ -23,7 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 from orion.common.ids import Digest
 from orion.common.net.partial_file import PartialFile
 from orion.common.protocol import routes
-from orion.common.protocol.messages import ObjectKey, RefusalCode
+from orion.common.protocol.fields import ObjectKey
+from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import refused
 
 READ_BYTES = 1024 * 1024

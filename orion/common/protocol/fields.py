@@ -1,0 +1,32 @@
+"""Bounded types of message fields, and the bounds on lists of them. What is out of bounds never becomes a message."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
+
+MINERS_MAX = 16_384
+STAGES_MAX = 512
+BATCH_MAX = 4_096
+PARTITIONS_MAX = 4_096
+
+Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
+Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Url = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://([A-Za-z0-9][A-Za-z0-9.-]{0,250}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$"),
+]
+"""Scheme, host and port: no user, no path, nothing that could be read in two ways."""
+ObjectKey = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,11}$", max_length=512)
+]
+Text = Annotated[str, StringConstraints(max_length=500)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Microbatch = Annotated[MicrobatchId, Field(ge=0, le=2**53)]
+Data = Annotated[DataId, Field(ge=0, le=2**53)]
+StageIndex = Annotated[int, Field(ge=0, lt=STAGES_MAX)]
+Step = Annotated[int, Field(ge=0, le=2**31)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+UnixSeconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, le=3.2e7, allow_inf_nan=False)]
