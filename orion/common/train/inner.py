@@ -4,6 +4,9 @@ It owns fp32 master parameters in place and the optimizers' state; it does not c
 know of other miners. Its state can be reset at the start of every outer step (`InnerConfig.inner_state`), which makes
 a miner's outer step a pure function of the public anchor and its own log of operations: a validator can replay it
 from there, and a newcomer starts equal to everybody else, without optimizer state ever crossing the network.
+
+What that costs, measured with 2 replicas and 10 inner steps an outer step: a fresh Muon costs nothing, a fresh AdamW
+does, because its first steps give every element the same size, noise or not. The higher `lr_other`, the more.
 """
 
 import math
