@@ -11,7 +11,10 @@ from rich.text import Text
 
 from orion.cli.progress import Progress
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.messages import MinerStatus, RunStatus
+from orion.common.protocol.records import (
+    MinerStatus,
+    RunStatus,
+)
 
 PHASE_STYLE = {Phase.TRAIN: "green", Phase.UPLOAD: "yellow", Phase.MERGE: "cyan", Phase.DONE: "dim"}
 STATE_STYLE = {

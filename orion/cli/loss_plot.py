@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from orion.common.protocol.messages import LossPoint
+from orion.common.protocol.records import LossPoint
 
 SMOOTHING = 16
 """Microbatches in the running mean."""

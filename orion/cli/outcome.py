@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from orion.common.protocol.messages import RunStatus
+from orion.common.protocol.records import RunStatus
 
 
 class SwarmOutcome(BaseModel):

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from orion.common.config import RunSpec
-from orion.common.protocol.messages import RunStatus
+from orion.common.protocol.records import RunStatus
 
 RATE_WINDOW_S = 20.0
 """Throughput is shown over this long, so that a phase without training is visible but does not make the figure jump."""

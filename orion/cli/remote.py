@@ -3,7 +3,7 @@
 from orion.common.config import RunSpec
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
-from orion.common.protocol.messages import RunStatus
+from orion.common.protocol.records import RunStatus
 
 
 async def fetch_run(orchestrator_url: str) -> tuple[RunSpec, RunStatus]:

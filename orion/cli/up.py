@@ -24,7 +24,11 @@ from orion.common.errors import TransportError
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
-from orion.common.protocol.messages import Ledger, LossPoint, RunStatus
+from orion.common.protocol.records import (
+    Ledger,
+    LossPoint,
+    RunStatus,
+)
 from orion.common.protocol.signing import hotkey_of
 from orion.common.train.data import TokenDataset, prepare
 from orion.validator.scoring import scores

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from orion.common.config import RunSpec
 from orion.common.ids import Direction, Hotkey, Outcome
-from orion.common.protocol.messages import Refusal, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Refusal,
+    RefusalCode,
+    Transfer,
+)
 from orion.miner.moment import Moment
 from orion.miner.table import GRADIENT_HELD, MicrobatchTable, Stand
 

@@ -12,7 +12,12 @@ from random import Random
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Operation, Phase
-from orion.common.protocol.messages import Feed, Heartbeat, LeaseRequest, LogEntry
+from orion.common.protocol.messages import (
+    Feed,
+    Heartbeat,
+    LeaseRequest,
+)
+from orion.common.protocol.records import LogEntry
 from orion.miner import events
 from orion.miner.effects import Compute, Effect, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job

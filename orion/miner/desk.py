@@ -7,7 +7,10 @@ full is refused at once; each request that waits hears exactly once, or is gone 
 import asyncio
 import itertools
 
-from orion.common.protocol.messages import Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    Refusal,
+    RefusalCode,
+)
 from orion.miner.effects import Accept, ReadBody, Refuse
 from orion.miner.events import BackwardOffered, BodyEnded, Event, ForwardOffered
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orion.common.ids import MicrobatchId, Operation
 from orion.common.protocol.codec import Body
-from orion.common.protocol.messages import EvidenceRequest
+from orion.common.protocol.records import EvidenceRequest
 from orion.miner.oplog import OUTER_STEPS_KEPT
 
 

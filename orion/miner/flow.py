@@ -10,7 +10,15 @@ ends when that has ended, and everything else at once; the first stage reports e
 
 from orion.common.config import RunSpec
 from orion.common.ids import Direction, Hotkey, MicrobatchId, Outcome
-from orion.common.protocol.messages import Accepted, Cancel, Lease, MicrobatchEnd, Refusal, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Accepted,
+    Cancel,
+    Lease,
+    MicrobatchEnd,
+    Refusal,
+    RefusalCode,
+    Transfer,
+)
 from orion.miner.admission import Duplicate, Situation, admit_backward, admit_forward
 from orion.miner.effects import Accept, FreeTensors, ReadBody, Refuse, SendCancel
 from orion.miner.events import (

@@ -6,7 +6,12 @@ when it was refused, or when the outer step that it is about is over.
 
 from dataclasses import dataclass
 
-from orion.common.protocol.messages import Applied, CheckpointUploaded, Reduced, Uploaded
+from orion.common.protocol.messages import (
+    Applied,
+    CheckpointUploaded,
+    Reduced,
+    Uploaded,
+)
 from orion.miner.effects import SendNotice
 from orion.miner.events import Notice, SendOutcome
 from orion.miner.moment import Emit

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from orion.common.ids import DataId, Digest, MicrobatchId, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, LogEntry
+from orion.common.protocol.messages import Commitment
+from orion.common.protocol.records import LogEntry
 
 OUTER_STEPS_KEPT = 3
 """The one under way and the two before it: validators ask about what was just committed, while the next one begins."""

@@ -12,7 +12,13 @@ from orion.common.errors import TransportError
 from orion.common.ids import Direction, Hotkey
 from orion.common.protocol import routes
 from orion.common.protocol.codec import Body
-from orion.common.protocol.messages import Accepted, Cancel, Done, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Accepted,
+    Cancel,
+    Done,
+    RefusalCode,
+    Transfer,
+)
 from orion.common.protocol.refusals import RefusedError
 from orion.miner.cache import OUTGOING, TensorCache
 from orion.miner.effects import SendCancel, SendTensor

@@ -18,13 +18,15 @@ from orion.common.protocol import routes
 from orion.common.protocol.codec import transfer_spec
 from orion.common.protocol.messages import (
     Cancel,
-    CommittedLog,
     Done,
-    EvidenceRequest,
-    LogRequest,
     Refusal,
     RefusalCode,
     Transfer,
+)
+from orion.common.protocol.records import (
+    CommittedLog,
+    EvidenceRequest,
+    LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.miner.cache import INCOMING, Parcel, TensorCache

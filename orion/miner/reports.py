@@ -6,7 +6,12 @@ batch changes nothing. Nothing is dropped: while more than `BACKLOG_MAX` records
 """
 
 from orion.common.protocol.fields import BATCH_MAX
-from orion.common.protocol.messages import Commitment, MicrobatchEnd, Receipt, Report
+from orion.common.protocol.messages import (
+    Commitment,
+    MicrobatchEnd,
+    Receipt,
+    Report,
+)
 
 INTERVAL_S = 0.2
 """Between two reports while work goes on: few requests, and still little delay at the end of a train phase."""

@@ -1,7 +1,10 @@
 """What is said about a tensor that goes to a neighbour, and the record that it got there. Pure functions."""
 
 from orion.common.ids import Direction, Hotkey
-from orion.common.protocol.messages import Receipt, Transfer
+from orion.common.protocol.messages import (
+    Receipt,
+    Transfer,
+)
 from orion.miner.table import Held
 
 

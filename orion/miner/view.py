@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.messages import Feed, Manifest, MergePlan, Peer, StageState
+from orion.common.protocol.messages import (
+    Feed,
+    Manifest,
+    MergePlan,
+    Peer,
+    StageState,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,21 +27,23 @@ from orion.common.protocol import routes
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
-    CommitmentQuery,
     GrantRequest,
     Grants,
     Heartbeat,
     Join,
     LeaseRequest,
     Leave,
-    LedgerQuery,
-    LossQuery,
     ManifestQuery,
     Reduced,
     RefusalCode,
     Report,
     RunInfo,
     Uploaded,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    LedgerQuery,
+    LossQuery,
     Verdict,
 )
 from orion.common.protocol.refusals import refused

@@ -11,16 +11,18 @@ import random
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey
 from orion.common.protocol.messages import (
-    CommitmentQuery,
-    Commitments,
     Feed,
     GrantRequest,
+    ManifestQuery,
+    Manifests,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    Commitments,
     Ledger,
     LedgerQuery,
     Losses,
     LossQuery,
-    ManifestQuery,
-    Manifests,
     RunStatus,
 )
 from orion.common.protocol.refusals import RefusedError

@@ -28,8 +28,8 @@ from orion.common.protocol.messages import (
     Refusal,
     Report,
     Uploaded,
-    Verdict,
 )
+from orion.common.protocol.records import Verdict
 
 Request = Annotated[
     Join | Heartbeat | Leave | LeaseRequest | Report | Uploaded | Reduced | Applied | CheckpointUploaded | Verdict,

@@ -6,7 +6,10 @@ hotkey, but nobody reads a pseudo-gradient while others of its stage may still b
 
 from orion.common.ids import Hotkey
 from orion.common.protocol.keys import ObjectName, parse_key
-from orion.common.protocol.messages import GrantRequest, RefusalCode
+from orion.common.protocol.messages import (
+    GrantRequest,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.figures import StageFigures
 from orion.orchestrator.stages import Reducing, StageProgress, Uploading

@@ -9,7 +9,15 @@ the work of the outer steps that are kept.
 from dataclasses import dataclass, field
 
 from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome
-from orion.common.protocol.messages import Commitment, CommitmentRecord, Receipt, Verdict, WorkRecord
+from orion.common.protocol.messages import (
+    Commitment,
+    Receipt,
+)
+from orion.common.protocol.records import (
+    CommitmentRecord,
+    Verdict,
+    WorkRecord,
+)
 from orion.orchestrator.leases import Trip
 
 RECEIPTS_PER_TRIP_MAX = 8

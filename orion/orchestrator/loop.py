@@ -16,7 +16,10 @@ from orion.common.clock import Clock
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.store import ObjectStore
-from orion.common.protocol.messages import ObjectRef, RefusalCode
+from orion.common.protocol.messages import (
+    ObjectRef,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import (

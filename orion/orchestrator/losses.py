@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from orion.common.ids import MicrobatchId
-from orion.common.protocol.messages import LossPoint
+from orion.common.protocol.records import LossPoint
 
 LOSSES_MAX = 4_000_000
 """Points kept (112 MB); beyond, the oldest quarter is dropped. 150 outer steps of 48 large GPUs make a million."""

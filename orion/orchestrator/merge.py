@@ -9,7 +9,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Exclusion, MergedPartition, ObjectRef
+from orion.common.protocol.messages import (
+    Exclusion,
+    MergedPartition,
+    ObjectRef,
+)
 
 COPIES_TO_SETTLE = 2
 """Equal copies that settle a partition: no single miner decides a byte of the next anchor."""

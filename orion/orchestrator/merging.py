@@ -12,7 +12,11 @@ import math
 
 from orion.common.ids import Digest, Hotkey, MemberState, Outcome
 from orion.common.protocol.keys import outer_step_prefix
-from orion.common.protocol.messages import Contribution, Manifest, MergedPartition
+from orion.common.protocol.messages import (
+    Contribution,
+    Manifest,
+    MergedPartition,
+)
 from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S

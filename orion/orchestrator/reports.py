@@ -5,7 +5,13 @@ miner and outer step; it never touches another miner's records.
 """
 
 from orion.common.ids import Outcome
-from orion.common.protocol.messages import Commitment, LossPoint, MicrobatchEnd, Receipt, Report
+from orion.common.protocol.messages import (
+    Commitment,
+    MicrobatchEnd,
+    Receipt,
+    Report,
+)
+from orion.common.protocol.records import LossPoint
 from orion.orchestrator.leases import Trip
 from orion.orchestrator.membership import Member
 from orion.orchestrator.stages import Training, Uploading

@@ -25,8 +25,8 @@ from orion.common.protocol.messages import (
     RefusalCode,
     Report,
     Uploaded,
-    Verdict,
 )
+from orion.common.protocol.records import Verdict
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.assignment import choose_stage
 from orion.orchestrator.checkpoints import ask_another

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from orion.common.ids import Hotkey
 from orion.common.protocol.fields import BATCH_MAX
 from orion.common.protocol.messages import (
-    CommitmentQuery,
-    Commitments,
     Feed,
     Joined,
+    Manifest,
+    ManifestQuery,
+    Manifests,
+    Peer,
+    StageState,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    Commitments,
     Ledger,
     LedgerQuery,
     Losses,
     LossQuery,
-    Manifest,
-    ManifestQuery,
-    Manifests,
     MinerStatus,
-    Peer,
     RunStatus,
-    StageState,
     VerdictRecord,
 )
 from orion.orchestrator.stages import StageProgress

@@ -18,8 +18,6 @@ from orion.common.protocol.messages import (
     Accepted,
     Applied,
     CheckpointUploaded,
-    CommitmentQuery,
-    Commitments,
     Done,
     GrantRequest,
     Grants,
@@ -27,8 +25,6 @@ from orion.common.protocol.messages import (
     Joined,
     Lease,
     LeaseRequest,
-    Ledger,
-    LedgerQuery,
     ManifestQuery,
     Manifests,
     Message,
@@ -39,6 +35,12 @@ from orion.common.protocol.messages import (
     Report,
     Transfer,
     Uploaded,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    Commitments,
+    Ledger,
+    LedgerQuery,
     Verdict,
 )
 from orion.common.protocol.refusals import RefusedError, refused

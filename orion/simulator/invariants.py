@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from orion.common.ids import Digest, Hotkey, MicrobatchId, Outcome, Phase
 from orion.common.model.params import stage_num_params
 from orion.common.protocol.codec import Body
-from orion.common.protocol.messages import LedgerQuery, Manifest, ManifestQuery, MergePlan, Report, StageState
+from orion.common.protocol.messages import (
+    Manifest,
+    ManifestQuery,
+    MergePlan,
+    Report,
+    StageState,
+)
+from orion.common.protocol.records import LedgerQuery
 from orion.common.train.partition import partition_bounds
 from orion.miner import effects as miner_effects
 from orion.miner import events as miner_events

@@ -16,14 +16,16 @@ from orion.common.offload import in_place
 from orion.common.protocol.codec import body_size, check_finite, decode, encode, transfer_spec
 from orion.common.protocol.messages import (
     Cancel,
-    CommittedLog,
     Done,
-    EvidenceRequest,
     Feed,
     Join,
-    LogRequest,
     Refusal,
     RefusalCode,
+)
+from orion.common.protocol.records import (
+    CommittedLog,
+    EvidenceRequest,
+    LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.miner.cache import INCOMING, Parcel, TensorCache

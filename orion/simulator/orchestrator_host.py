@@ -10,17 +10,19 @@ from functools import partial
 
 from orion.common.ids import Hotkey
 from orion.common.protocol.messages import (
-    CommitmentQuery,
     GrantRequest,
     Grants,
-    LedgerQuery,
-    LossQuery,
     ManifestQuery,
     Message,
     ObjectRef,
     Refusal,
     RefusalCode,
     StageState,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    LedgerQuery,
+    LossQuery,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from orion.common.errors import OrionError
 from orion.common.ids import Digest
-from orion.common.protocol.messages import LossPoint, RunStatus
+from orion.common.protocol.records import (
+    LossPoint,
+    RunStatus,
+)
 from orion.simulator.injector import FaultOutcome, Injector
 from orion.simulator.invariants import Invariants
 from orion.simulator.swarm import Scenario, Swarm

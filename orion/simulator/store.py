@@ -12,7 +12,11 @@ from blake3 import blake3
 
 from orion.common.ids import Digest
 from orion.common.protocol.keys import owner_of
-from orion.common.protocol.messages import ObjectRef, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    ObjectRef,
+    Refusal,
+    RefusalCode,
+)
 from orion.simulator.clock import VirtualClock
 from orion.simulator.network import Address, Respond
 

@@ -13,7 +13,11 @@ from blake3 import blake3
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
 from orion.common.net.chain import ChainLedger, Hyperparameters
-from orion.common.protocol.messages import LossPoint, LossQuery, RunStatus
+from orion.common.protocol.records import (
+    LossPoint,
+    LossQuery,
+    RunStatus,
+)
 from orion.orchestrator.journal import Header, MemoryJournal
 from orion.simulator.clock import VirtualClock
 from orion.simulator.device import Device, DeviceProfile

@@ -15,7 +15,15 @@ from enum import StrEnum
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Operation
 from orion.common.protocol.codec import activation_spec, body_size
-from orion.common.protocol.messages import CheckpointRef, Commitment, CommittedLog, EvidenceRequest, LogEntry
+from orion.common.protocol.messages import (
+    CheckpointRef,
+    Commitment,
+)
+from orion.common.protocol.records import (
+    CommittedLog,
+    EvidenceRequest,
+    LogEntry,
+)
 from orion.validator.events import (
     Effect,
     EvidenceArrived,

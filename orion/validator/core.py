@@ -18,7 +18,11 @@ from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Commitments, Ledger, Verdict
+from orion.common.protocol.records import (
+    Commitments,
+    Ledger,
+    Verdict,
+)
 from orion.validator.check import Check, Ending, EndingKind, Target
 from orion.validator.errand import Errands
 from orion.validator.events import (

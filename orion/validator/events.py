@@ -29,10 +29,12 @@ from torch import Tensor
 from orion.common.ids import Digest, Direction, Hotkey
 from orion.common.protocol.messages import (
     CheckpointRef,
+    Feed,
+)
+from orion.common.protocol.records import (
     Commitments,
     CommittedLog,
     EvidenceRequest,
-    Feed,
     Ledger,
     LogEntry,
     Verdict,

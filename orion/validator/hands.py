@@ -21,13 +21,15 @@ from orion.common.offload import Offload, in_thread
 from orion.common.protocol import routes
 from orion.common.protocol.codec import body_size, check_finite, decode, transfer_spec
 from orion.common.protocol.messages import (
-    Commitments,
-    CommittedLog,
     Done,
-    Ledger,
-    LogRequest,
     Message,
     RefusalCode,
+)
+from orion.common.protocol.records import (
+    Commitments,
+    CommittedLog,
+    Ledger,
+    LogRequest,
     Verdict,
 )
 from orion.common.protocol.refusals import RefusedError

@@ -11,7 +11,12 @@ from typing import Literal
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Direction, MicrobatchId, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, CommittedLog, EvidenceRequest, LogEntry
+from orion.common.protocol.messages import Commitment
+from orion.common.protocol.records import (
+    CommittedLog,
+    EvidenceRequest,
+    LogEntry,
+)
 
 Side = Literal["input", "output"]
 

@@ -2,7 +2,11 @@
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.messages import CheckpointRef, Feed, Peer
+from orion.common.protocol.messages import (
+    CheckpointRef,
+    Feed,
+    Peer,
+)
 
 
 class Membership:

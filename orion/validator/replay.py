@@ -23,7 +23,7 @@ from orion.common.config import RunSpec
 from orion.common.errors import DataError
 from orion.common.ids import Operation
 from orion.common.model.stage import Stage
-from orion.common.protocol.messages import LogEntry
+from orion.common.protocol.records import LogEntry
 from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState
 from orion.validator.compare import Comparison, compare

@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Ledger
+from orion.common.protocol.records import Ledger
 
 FAILED_CHECK_FACTOR = 0.5
 """What a failed check leaves of everything that the miner earns while it is in the window."""

@@ -5,7 +5,7 @@ the subnet afresh, so that it never acts on what it knew before it had to wait.
 """
 
 from orion.common.config import RunSpec
-from orion.common.protocol.messages import Ledger
+from orion.common.protocol.records import Ledger
 from orion.validator.errand import Errands
 from orion.validator.events import (
     ChainFailed,

@@ -4,7 +4,15 @@ from typing import Any
 
 from orion.cli.outcome import SwarmOutcome
 from orion.common.ids import Hotkey, MemberState, MicrobatchId, Phase
-from orion.common.protocol.messages import Heartbeat, LossPoint, MinerStatus, RunStatus, StageState
+from orion.common.protocol.messages import (
+    Heartbeat,
+    StageState,
+)
+from orion.common.protocol.records import (
+    LossPoint,
+    MinerStatus,
+    RunStatus,
+)
 
 ALICE = Hotkey("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
 BOB = Hotkey("5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty")

@@ -9,7 +9,7 @@ from orion.cli.live_view import SwarmView, plain_line
 from orion.cli.progress import ProgressTracker
 from orion.cli.summary import print_summary
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.messages import RunStatus
+from orion.common.protocol.records import RunStatus
 
 NAMES = {ALICE: "miner-0", BOB: "miner-1"}
 

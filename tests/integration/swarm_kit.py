@@ -14,7 +14,7 @@ from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
-from orion.common.protocol.messages import RunStatus
+from orion.common.protocol.records import RunStatus
 from orion.common.train.data import prepare
 
 WAIT_S = 150.0

@@ -17,7 +17,10 @@ from orion.common.ids import Hotkey, MemberState, Phase
 from orion.common.net.chain_server import HttpChain
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
-from orion.common.protocol.messages import Ledger, RunStatus
+from orion.common.protocol.records import (
+    Ledger,
+    RunStatus,
+)
 from orion.common.protocol.signing import create_wallet, hotkey_of
 from orion.miner.config import MinerConfig
 

@@ -3,7 +3,10 @@
 from miner_kit import Driver, digest_of, hotkey_of
 
 from orion.common.ids import Direction, Hotkey, MicrobatchId
-from orion.common.protocol.messages import RefusalCode, Report
+from orion.common.protocol.messages import (
+    RefusalCode,
+    Report,
+)
 from orion.miner.effects import (
     Effect,
     ReadBody,

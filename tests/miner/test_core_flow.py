@@ -5,7 +5,12 @@ from flow_kit import admit, awaiting, body, forward, gradient_arrives, of_kind, 
 from miner_kit import NOW_S, Driver, digest_of, hotkey_of
 
 from orion.common.ids import DataId, Direction, Hotkey, MicrobatchId, Outcome, Phase
-from orion.common.protocol.messages import LeaseRequest, MicrobatchEnd, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    LeaseRequest,
+    MicrobatchEnd,
+    Refusal,
+    RefusalCode,
+)
 from orion.miner.effects import (
     Accept,
     Compute,

@@ -5,7 +5,11 @@ from flow_kit import admit, awaiting, body, forward, gradient_arrives, of_kind, 
 from miner_kit import NOW_S, Driver, hotkey_of
 
 from orion.common.ids import Direction, Hotkey, MemberState, MicrobatchId, Outcome, Phase
-from orion.common.protocol.messages import Cancel, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Cancel,
+    RefusalCode,
+    Transfer,
+)
 from orion.miner.effects import (
     Effect,
     FreeTensors,

@@ -23,13 +23,15 @@ from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import (
     Accepted,
     Cancel,
-    CommittedLog,
     Done,
-    EvidenceRequest,
     Joined,
-    LogRequest,
     RefusalCode,
     Transfer,
+)
+from orion.common.protocol.records import (
+    CommittedLog,
+    EvidenceRequest,
+    LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, Verifier, keypair_from_uri

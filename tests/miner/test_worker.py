@@ -13,7 +13,7 @@ from orion.common.ids import DataId, MicrobatchId, Operation
 from orion.common.model.params import init_params, matrix_params
 from orion.common.model.stage import Stage, Transformer, token_loss
 from orion.common.protocol.codec import decode, encode, transfer_spec
-from orion.common.protocol.messages import EvidenceRequest
+from orion.common.protocol.records import EvidenceRequest
 from orion.common.train.anchor import initial_anchor
 from orion.common.train.inner import build_inner_optimizer
 from orion.common.train.schedule import learning_rate_factor

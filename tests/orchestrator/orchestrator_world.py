@@ -28,10 +28,10 @@ from orion.common.protocol.messages import (
     Refusal,
     RefusalCode,
     Report,
-    RunStatus,
     StageState,
     Uploaded,
 )
+from orion.common.protocol.records import RunStatus
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import (
     Announce,

@@ -35,6 +35,8 @@ from orion.common.protocol.messages import (
     Join,
     LeaseRequest,
     RefusalCode,
+)
+from orion.common.protocol.records import (
     RunStatus,
     Verdict,
 )

@@ -3,7 +3,11 @@
 from orchestrator_world import World, digest_of, hotkey_of, make_spec
 
 from orion.common.ids import Phase
-from orion.common.protocol.messages import Applied, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    Applied,
+    Refusal,
+    RefusalCode,
+)
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))
 

@@ -4,7 +4,12 @@ from orchestrator_world import World, digest_of, hotkey_of, make_spec
 
 from orion.common.ids import Hotkey, Phase
 from orion.common.protocol.keys import checkpoint_key
-from orion.common.protocol.messages import CheckpointUploaded, Leave, ObjectRef, RefusalCode
+from orion.common.protocol.messages import (
+    CheckpointUploaded,
+    Leave,
+    ObjectRef,
+    RefusalCode,
+)
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))
 

@@ -6,12 +6,14 @@ from orchestrator_world import START_S, STRANGER, VALIDATOR, World, hotkey_of, m
 
 from orion.common.ids import MemberState, Phase
 from orion.common.protocol.messages import (
-    CommitmentQuery,
     Joined,
-    LedgerQuery,
-    LossQuery,
     ManifestQuery,
     RefusalCode,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    LedgerQuery,
+    LossQuery,
     Verdict,
 )
 from orion.orchestrator.core import OrchestratorCore

@@ -5,7 +5,10 @@ from orchestrator_world import STRANGER, VALIDATOR, World, hotkey_of, make_spec
 
 from orion.common.ids import Hotkey
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key, reduced_key
-from orion.common.protocol.messages import GrantRequest, RefusalCode
+from orion.common.protocol.messages import (
+    GrantRequest,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import RefusedError
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))

@@ -12,7 +12,7 @@ from orchestrator_http import MINER_KEYS, client
 from orchestrator_miner import HttpMiner
 from orchestrator_world import make_spec
 
-from orion.common.protocol.messages import LossQuery
+from orion.common.protocol.records import LossQuery
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
 from orion.orchestrator.loop import replay

@@ -3,7 +3,13 @@
 from orchestrator_world import World, hotkey_of, make_spec
 
 from orion.common.ids import Outcome, Phase
-from orion.common.protocol.messages import LeaseRequest, LossQuery, MicrobatchEnd, RefusalCode, Report
+from orion.common.protocol.messages import (
+    LeaseRequest,
+    MicrobatchEnd,
+    RefusalCode,
+    Report,
+)
+from orion.common.protocol.records import LossQuery
 
 A0, A1 = hotkey_of(0, 0), hotkey_of(0, 1)
 B0, B1 = hotkey_of(1, 0), hotkey_of(1, 1)

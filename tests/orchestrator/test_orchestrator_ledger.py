@@ -4,7 +4,16 @@ import pytest
 from orchestrator_world import STRANGER, World, digest_of, hotkey_of, make_spec
 
 from orion.common.ids import Direction, Hotkey, Outcome
-from orion.common.protocol.messages import CommitmentQuery, LedgerQuery, MicrobatchEnd, Receipt, RefusalCode, Report
+from orion.common.protocol.messages import (
+    MicrobatchEnd,
+    Receipt,
+    RefusalCode,
+    Report,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    LedgerQuery,
+)
 
 A0, A1 = hotkey_of(0, 0), hotkey_of(0, 1)
 B0, B1 = hotkey_of(1, 0), hotkey_of(1, 1)

@@ -17,7 +17,11 @@ from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import MemberState
 from orion.common.net.store import DirectoryStore, ObjectStore, StoredObject
-from orion.common.protocol.messages import Join, Joined, RefusalCode
+from orion.common.protocol.messages import (
+    Join,
+    Joined,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import MetagraphUpdated, Neuron, RequestArrived, Resumed

@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from orchestrator_world import STRANGER, VALIDATOR, World, hotkey_of
 
 from orion.common.ids import MemberState, Phase
-from orion.common.protocol.messages import Join, Joined, LeaseRequest, Leave, ManifestQuery, RefusalCode
+from orion.common.protocol.messages import (
+    Join,
+    Joined,
+    LeaseRequest,
+    Leave,
+    ManifestQuery,
+    RefusalCode,
+)
 from orion.orchestrator.assignment import choose_stage
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))

@@ -3,7 +3,10 @@
 import pytest
 from dishonest_miners import LyingReducer, NoisyMiner
 
-from orion.common.protocol.messages import ManifestQuery, MergedPartition
+from orion.common.protocol.messages import (
+    ManifestQuery,
+    MergedPartition,
+)
 from orion.simulator.scenarios import calm
 from orion.simulator.simulation import watched
 from orion.simulator.swarm import Swarm

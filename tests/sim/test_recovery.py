@@ -3,7 +3,7 @@
 import pytest
 
 from orion.common.ids import MemberState, Phase
-from orion.common.protocol.messages import LedgerQuery
+from orion.common.protocol.records import LedgerQuery
 from orion.simulator.faults import Fault, FaultKind
 from orion.simulator.scenarios import calm
 from orion.simulator.simulation import run_scenario, watched

@@ -6,7 +6,11 @@ from blake3 import blake3
 
 from orion.common.ids import Digest, Hotkey
 from orion.common.protocol.keys import reduced_key
-from orion.common.protocol.messages import ObjectRef, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    ObjectRef,
+    Refusal,
+    RefusalCode,
+)
 from orion.simulator.clock import VirtualClock
 from orion.simulator.store import GetObject, MemoryStore, PutObject, Stored, StoreTrouble
 

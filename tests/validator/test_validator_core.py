@@ -9,7 +9,7 @@ from validator_world import Cheat, LongestPrefix, WorkingMiner, World, digest, h
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.messages import CommittedLog
+from orion.common.protocol.records import CommittedLog
 from orion.validator.check import FETCHES_MAX, REPLAY_RETRY_S, TRIES
 from orion.validator.errand import FAILURES_MAX
 from orion.validator.events import (

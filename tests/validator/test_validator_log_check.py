@@ -5,7 +5,11 @@ from validator_world import WorkingMiner, make_spec, trained
 
 from orion.common.ids import Direction, Operation
 from orion.common.protocol.log import log_root
-from orion.common.protocol.messages import Commitment, CommittedLog, LogEntry
+from orion.common.protocol.messages import Commitment
+from orion.common.protocol.records import (
+    CommittedLog,
+    LogEntry,
+)
 from orion.validator.log_check import Position, evidence_needs, log_fault
 
 SPEC = make_spec(flow={"staleness_max": 1})

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from validator_world import hotkey, make_spec
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import Ledger, Verdict, VerdictRecord, WorkRecord
+from orion.common.protocol.records import (
+    Ledger,
+    Verdict,
+    VerdictRecord,
+    WorkRecord,
+)
 from orion.validator.scoring import FAILED_CHECK_FACTOR, scores, window_start
 from orion.validator.weights import U16_MAX, as_u16, chain_weights
 

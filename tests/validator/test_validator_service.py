@@ -22,18 +22,20 @@ from orion.common.net.tensor_server import tensor_answer
 from orion.common.protocol import routes
 from orion.common.protocol.codec import encode
 from orion.common.protocol.messages import (
+    Done,
+    Feed,
+    RefusalCode,
+    RunInfo,
+)
+from orion.common.protocol.records import (
     CommitmentQuery,
     CommitmentRecord,
     Commitments,
     CommittedLog,
-    Done,
     EvidenceRequest,
-    Feed,
     Ledger,
     LedgerQuery,
     LogRequest,
-    RefusalCode,
-    RunInfo,
     Verdict,
     VerdictRecord,
     WorkRecord,

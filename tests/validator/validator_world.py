@@ -18,15 +18,17 @@ from orion.common.protocol.codec import encode
 from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import (
     Commitment,
+    Feed,
+    Peer,
+    StageState,
+)
+from orion.common.protocol.records import (
     CommitmentRecord,
     Commitments,
     CommittedLog,
     EvidenceRequest,
-    Feed,
     Ledger,
     LogEntry,
-    Peer,
-    StageState,
     Verdict,
     VerdictRecord,
     WorkRecord,

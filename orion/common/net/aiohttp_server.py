@@ -14,7 +14,12 @@ from aiohttp import ClientPayloadError, web
 from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
 from orion.common.net.http import SERVER_KEEPALIVE_S
-from orion.common.protocol.messages import Message, Refusal, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Message,
+    Refusal,
+    RefusalCode,
+    Transfer,
+)
 from orion.common.protocol.refusals import RefusedError, refusal_from_answer, refused, status_of
 
 MessageT = TypeVar("MessageT", bound=Message)

@@ -9,7 +9,13 @@ from torch import Tensor
 from orion.common.config import RunSpec
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol.codec import body_size, check_finite, checkpoint_spec, decode, mean_spec
-from orion.common.protocol.messages import CheckpointRef, Manifest, Manifests, ObjectRef, RefusalCode
+from orion.common.protocol.messages import (
+    CheckpointRef,
+    Manifest,
+    Manifests,
+    ObjectRef,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.train.anchor import apply_means, initial_anchor, state_from_checkpoint
 from orion.common.train.outer import OuterState, state_digest

@@ -28,7 +28,10 @@ from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol import routes
 from orion.common.protocol.fields import Count, Ss58, Text
-from orion.common.protocol.messages import Done, Message
+from orion.common.protocol.messages import (
+    Done,
+    Message,
+)
 from orion.common.protocol.signing import Verifier
 
 CHAIN_HOTKEY: Final = Hotkey("5GLFMhHBR5r16mnX45kJF4YLDnP7SDFpA4bq3FfE2toSCzvv")

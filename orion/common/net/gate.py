@@ -7,7 +7,10 @@ from pydantic import ValidationError
 
 from orion.common.clock import Clock
 from orion.common.ids import PROTOCOL_VERSION, Digest, Hotkey
-from orion.common.protocol.messages import Message, RefusalCode
+from orion.common.protocol.messages import (
+    Message,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import malformed, refused
 from orion.common.protocol.signing import Verifier
 

@@ -8,7 +8,10 @@ from orion.common.errors import TransportError
 from orion.common.net.http import read_exact
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.protocol.fields import PARTITIONS_MAX
-from orion.common.protocol.messages import GrantRequest, ObjectRef
+from orion.common.protocol.messages import (
+    GrantRequest,
+    ObjectRef,
+)
 
 if TYPE_CHECKING:
     from orion.common.protocol.codec import Body

@@ -10,7 +10,10 @@ from orion.common.clock import Clock
 from orion.common.net.starlette_server import json_answer
 from orion.common.net.store import ObjectStore, UrlSigner
 from orion.common.protocol import routes
-from orion.common.protocol.messages import Done, RefusalCode
+from orion.common.protocol.messages import (
+    Done,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import refused
 
 OBJECT_ROUTE = routes.OBJECTS + "/{key:path}"

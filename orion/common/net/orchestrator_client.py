@@ -17,8 +17,6 @@ from orion.common.protocol import routes
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
-    CommitmentQuery,
-    Commitments,
     Done,
     Feed,
     GrantRequest,
@@ -29,18 +27,22 @@ from orion.common.protocol.messages import (
     Lease,
     LeaseRequest,
     Leave,
-    Ledger,
-    LedgerQuery,
-    Losses,
-    LossQuery,
     ManifestQuery,
     Manifests,
     Message,
     Reduced,
     Report,
     RunInfo,
-    RunStatus,
     Uploaded,
+)
+from orion.common.protocol.records import (
+    CommitmentQuery,
+    Commitments,
+    Ledger,
+    LedgerQuery,
+    Losses,
+    LossQuery,
+    RunStatus,
     Verdict,
 )
 

@@ -14,7 +14,11 @@ from orion.common.clock import Clock, SystemClock
 from orion.common.errors import TransportError
 from orion.common.ids import PROTOCOL_VERSION, Digest, Hotkey
 from orion.common.net.http import MESSAGE_BYTES_MAX, HttpClient, read_bounded
-from orion.common.protocol.messages import Accepted, Message, Transfer
+from orion.common.protocol.messages import (
+    Accepted,
+    Message,
+    Transfer,
+)
 from orion.common.protocol.signing import Keypair, NonceSource, hotkey_of, sign_request
 
 if TYPE_CHECKING:

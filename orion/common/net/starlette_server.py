@@ -11,7 +11,11 @@ from starlette.responses import Response
 
 from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
-from orion.common.protocol.messages import Message, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    Message,
+    Refusal,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import RefusedError, refusal_from_answer, refused, status_of
 
 MessageT = TypeVar("MessageT", bound=Message)

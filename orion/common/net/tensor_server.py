@@ -9,7 +9,10 @@ from torch import Tensor
 from orion.common.net.aiohttp_server import arrival
 from orion.common.net.http import body_chunks, receive_exact
 from orion.common.protocol.codec import Body, body_size, check_finite, decode, received_body
-from orion.common.protocol.messages import RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    RefusalCode,
+    Transfer,
+)
 from orion.common.protocol.refusals import refused
 from orion.common.train.compress import TensorSpec
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from orion.common.ids import Digest
-from orion.common.protocol.messages import LogEntry
+from orion.common.protocol.records import LogEntry
 
 
 def log_root(entries: Sequence[LogEntry]) -> Digest:

@@ -8,7 +8,10 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from orion.common.errors import OrionError
-from orion.common.protocol.messages import Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    Refusal,
+    RefusalCode,
+)
 
 _MESSAGE_CHARS_MAX = 500
 """The bound of `Text`; a longer explanation is cut rather than refused in its turn."""

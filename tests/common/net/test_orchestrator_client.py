@@ -33,8 +33,6 @@ from orion.common.protocol.messages import (
     Feed,
     GrantRequest,
     Grants,
-    Losses,
-    LossQuery,
     Manifest,
     ManifestQuery,
     Manifests,
@@ -42,6 +40,10 @@ from orion.common.protocol.messages import (
     ObjectRef,
     RefusalCode,
     RunInfo,
+)
+from orion.common.protocol.records import (
+    Losses,
+    LossQuery,
 )
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.protocol.signing import Verifier

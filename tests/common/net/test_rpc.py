@@ -19,7 +19,13 @@ from orion.common.net import aiohttp_server, starlette_server
 from orion.common.net.gate import Gate
 from orion.common.net.http import HttpClient
 from orion.common.net.rpc import RpcClient
-from orion.common.protocol.messages import Cancel, Done, Leave, LossQuery, RefusalCode
+from orion.common.protocol.messages import (
+    Cancel,
+    Done,
+    Leave,
+    RefusalCode,
+)
+from orion.common.protocol.records import LossQuery
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.protocol.signing import Verifier, sign_request
 

@@ -19,7 +19,12 @@ from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
 from orion.common.net.tensor_server import receive_body, tensor_answer
 from orion.common.protocol.codec import Body, decode, encode
-from orion.common.protocol.messages import Accepted, Cancel, RefusalCode, Transfer
+from orion.common.protocol.messages import (
+    Accepted,
+    Cancel,
+    RefusalCode,
+    Transfer,
+)
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.train.compress import TensorSpec
 

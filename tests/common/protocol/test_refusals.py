@@ -3,7 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
-from orion.common.protocol.messages import Join, Refusal, RefusalCode
+from orion.common.protocol.messages import (
+    Join,
+    Refusal,
+    RefusalCode,
+)
 from orion.common.protocol.refusals import malformed, refusal_from_answer, refused, status_of
 
 

@@ -1,0 +1,189 @@
+"""Messages of the public record: logs and evidence, verdicts, credited work, status and losses.
+
+Continues `messages.py`, under the same rules; a file of its own only because of its length.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from orion.common.ids import MemberState, Operation
+from orion.common.protocol.fields import (
+    BATCH_MAX,
+    MINERS_MAX,
+    STAGES_MAX,
+    Blake3,
+    Count,
+    Data,
+    Microbatch,
+    Real,
+    Ss58,
+    StageIndex,
+    Step,
+    Text,
+    UnixSeconds,
+    Url,
+)
+from orion.common.protocol.messages import Commitment, Heartbeat, Message, StageState
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+class LogEntry(Message):
+    """One operation of a miner, in the order in which its device did them."""
+
+    operation: Operation
+    microbatch_id: Microbatch | None
+    """None for an inner step."""
+    data_id: Data | None
+    inner_step: Step
+    """Inner steps done before it in this outer step."""
+    input_digest: Blake3 | None
+    """Of the body's narrow tensor and ids (forward), or of the gradient (backward); None where nothing came in."""
+    output_digest: Blake3 | None
+    """Of the tensor sent on: `z` (forward), the input gradient (backward; last stage: of its forward); None if none."""
+    num_microbatches: Count = 0
+    """Inner step: how many it averaged."""
+
+
+class CommitmentRecord(Message):
+    """A commitment as the orchestrator publishes it."""
+
+    hotkey: Ss58
+    stage_index: StageIndex
+    commitment: Commitment
+
+
+class CommitmentQuery(Message):
+    kind: Literal["commitment_query"] = "commitment_query"
+    outer_step: Step
+
+
+class Commitments(Message):
+    kind: Literal["commitments"] = "commitments"
+    records: Annotated[tuple[CommitmentRecord, ...], Field(max_length=MINERS_MAX)]
+
+
+class LogRequest(Message):
+    """Validator to miner: hand over the committed log."""
+
+    kind: Literal["log_request"] = "log_request"
+    outer_step: Step
+
+
+class CommittedLog(Message):
+    kind: Literal["committed_log"] = "committed_log"
+    outer_step: Step
+    entries: Annotated[tuple[LogEntry, ...], Field(max_length=1_000_000)]
+
+
+class EvidenceRequest(Message):
+    """Validator to miner: hand over the tensor that went into or came out of one logged operation."""
+
+    kind: Literal["evidence_request"] = "evidence_request"
+    outer_step: Step
+    microbatch_id: Microbatch
+    operation: Operation
+    side: Literal["input", "output"]
+
+
+class Verdict(Message):
+    """A validator's finding about one miner's outer step."""
+
+    kind: Literal["verdict"] = "verdict"
+    miner: Ss58
+    outer_step: Step
+    passed: bool
+    num_operations: Count
+    """Operations replayed."""
+    reason: Text = ""
+
+
+# --- the public record ------------------------------------------------------------------------------------------------
+
+
+class WorkRecord(Message):
+    """Backward passes of one miner in one outer step that both ends of each transfer agree on."""
+
+    hotkey: Ss58
+    stage_index: StageIndex
+    outer_step: Step
+    num_microbatches: Count
+    flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class VerdictRecord(Message):
+    validator: Ss58
+    verdict: Verdict
+
+
+class LedgerQuery(Message):
+    kind: Literal["ledger_query"] = "ledger_query"
+    from_outer_step: Step = 0
+
+
+class Ledger(Message):
+    kind: Literal["ledger"] = "ledger"
+    outer_step: Step
+    """The run's newest."""
+    work: Annotated[tuple[WorkRecord, ...], Field(max_length=1_000_000)]
+    verdicts: Annotated[tuple[VerdictRecord, ...], Field(max_length=1_000_000)]
+
+
+class MinerStatus(Message):
+    hotkey: Ss58
+    stage_index: StageIndex
+    state: MemberState
+    url: Url
+    heartbeat: Heartbeat | None
+    last_seen_s: UnixSeconds
+    num_microbatches: Count
+    """Credited over the whole run."""
+
+
+class LossPoint(Message):
+    microbatch_id: Microbatch
+    outer_step: Step
+    loss: Real
+    time_s: UnixSeconds
+
+
+class RunStatus(Message):
+    """What `orion status` and the live view show. Public."""
+
+    kind: Literal["run_status"] = "run_status"
+    run_id: Annotated[str, StringConstraints(max_length=63)]
+    now_s: UnixSeconds
+    started_s: UnixSeconds | None
+    finished: bool
+    finish_reason: Text = ""
+    outer_step: Step
+    outer_steps: Step
+    stages: Annotated[tuple[StageState, ...], Field(max_length=STAGES_MAX)]
+    miners: Annotated[tuple[MinerStatus, ...], Field(max_length=MINERS_MAX)]
+    microbatches_started: Count
+    microbatches_applied: Count
+    microbatches_cancelled: Count
+    tokens: Count
+    """Of applied microbatches."""
+    anchors_equal: bool
+    """In every outer step so far all replicas reported the same digest."""
+    num_checks: Count
+    num_verdicts_failed: Count
+    recent_losses: Annotated[tuple[LossPoint, ...], Field(max_length=BATCH_MAX)]
+    """Newest last."""
+    notices: Annotated[tuple[Text, ...], Field(max_length=200)]
+    """What went wrong or changed: members gone, disputes, exclusions, phases cut short; newest last."""
+
+
+class LossQuery(Message):
+    """Asks for the loss of every applied microbatch, in order of arrival."""
+
+    kind: Literal["loss_query"] = "loss_query"
+    offset: Count = 0
+
+
+class Losses(Message):
+    kind: Literal["losses"] = "losses"
+    points: Annotated[tuple[LossPoint, ...], Field(max_length=BATCH_MAX)]
+    total: Count
