@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from orion.cli.bench import bench_app
 from orion.common.clock import SystemClock
 from orion.common.errors import OrionError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_app, name="bench")
 
 ResultT = TypeVar("ResultT")
 
