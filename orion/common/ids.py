@@ -53,6 +53,17 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Subject(StrEnum):
+    """What a validator's check looked at."""
+
+    LOG = "log"
+    """A prefix of a miner's log of an outer step."""
+    WHOLE = "whole"
+    """The whole log, and the pseudo-gradient that follows from it."""
+    REDUCTION = "reduction"
+    """Means of partitions that the miner reduced."""
+
+
 class Operation(StrEnum):
     """What a miner's device did, as its log lists it."""
 

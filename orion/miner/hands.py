@@ -15,7 +15,7 @@ from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.offload import Offload, in_thread
-from orion.common.protocol.codec import Body, body_size
+from orion.common.protocol.codec import Body
 from orion.common.protocol.keys import reduced_key
 from orion.common.protocol.messages import (
     Applied,
@@ -32,6 +32,7 @@ from orion.common.protocol.messages import (
     Report,
     Uploaded,
 )
+from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import state_digest
 from orion.common.train.partition import partition_bounds
@@ -64,7 +65,6 @@ from orion.miner.events import (
     SendOutcome,
     UploadEnded,
 )
-from orion.miner.reduce import Slice, reduce_partition, slice_spec
 from orion.miner.worker import DeviceWorker, TokenSource
 
 Question = RequestJoin | RequestLease | SendReport | SendNotice
@@ -234,17 +234,9 @@ class Hands:
     async def _reduce(self, deed: ReducePartition) -> Ending:
         spec, index = self._spec, deed.partition_index
         partition = partition_bounds(self._spec.stage_sizes[deed.stage_index], spec.num_partitions)[index]
-        size_bytes = body_size(slice_spec(spec.codec, partition.num_params))
-        refs = {
-            contribution.hotkey: contribution.objects[index]
-            for contribution in deed.contributions
-            if index < len(contribution.objects) and contribution.objects[index].size_bytes == size_bytes
-        }
+        refs = slice_refs(spec.codec, partition.num_params, deed.contributions, index)
         bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
-        slices = [
-            Slice(contribution.hotkey, contribution.num_microbatches, bodies.get(contribution.hotkey))
-            for contribution in deed.contributions
-        ]
+        slices = slices_in_order(deed.contributions, bodies)
         reduction = await self._offload(partial(reduce_partition, spec.codec, partition.num_params, slices))
         if reduction.mean is None:
             return ReduceEnded(deed.outer_step, index, None, reduction.excluded)

@@ -21,6 +21,7 @@ from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
 from orion.common.protocol.messages import ObjectRef
+from orion.common.protocol.reduction import encode_slice
 from orion.common.train.anchor import checkpoint_tensors
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState, state_digest
@@ -41,7 +42,6 @@ from orion.miner.events import (
     PseudoGradientEncoded,
 )
 from orion.miner.evidence import EvidenceStore
-from orion.miner.reduce import encode_slice
 
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -44,6 +44,7 @@ from orion.common.protocol.records import (
     CommitmentQuery,
     LedgerQuery,
     LossQuery,
+    MergeQuery,
     Verdict,
 )
 from orion.common.protocol.refusals import refused
@@ -155,6 +156,12 @@ def _add_queries(app: FastAPI, parts: ApiParts) -> None:
         hotkey, query = await signed_json(request, ManifestQuery, _SMALL_BYTES_MAX)
         _check_registered(parts, hotkey)
         return json_answer(core.manifests(query))
+
+    @app.post(routes.MERGES)
+    async def merges(request: HttpRequest) -> HttpResponse:
+        hotkey, query = await signed_json(request, MergeQuery, _SMALL_BYTES_MAX)
+        _check_registered(parts, hotkey)
+        return json_answer(core.merge(query))
 
     @app.post(routes.COMMITMENTS)
     async def commitments(request: HttpRequest) -> HttpResponse:

@@ -23,6 +23,8 @@ from orion.common.protocol.records import (
     LedgerQuery,
     Losses,
     LossQuery,
+    MergeQuery,
+    MergeRecord,
     RunStatus,
 )
 from orion.common.protocol.refusals import RefusedError
@@ -147,6 +149,10 @@ class OrchestratorCore:
     def commitments(self, query: CommitmentQuery) -> Commitments:
         """What miners committed to in an outer step."""
         return views.commitments(self._state, query)
+
+    def merge(self, query: MergeQuery) -> MergeRecord:
+        """How a stage's outer step was merged. Raises RefusedError when that is not known."""
+        return views.merge(self._state, query)
 
     def check_grant(self, hotkey: Hotkey, request: GrantRequest) -> None:
         """Raises RefusedError unless the hotkey may read or write these objects now."""

@@ -75,6 +75,10 @@ def _check_manifests(state: RunState, stage: StageProgress) -> None:
         where = f"4: stage {stage.stage_index}, manifest of outer step {manifest.outer_step}"
         indices = [partition.partition_index for partition in manifest.partitions]
         assert indices == list(range(state.spec.num_partitions)), f"{where} covers {indices}"
+        record = stage.merges[manifest.outer_step]
+        assert record.manifest == manifest, f"{where} came about otherwise"
+        named = {copy.object for partition in record.partitions for copy in partition.copies}
+        assert all(partition.object is None or partition.object in named for partition in manifest.partitions), where
         for partition in manifest.partitions:
             assert partition.object is None or objects.is_durable(partition.object), f"{where}: {partition.object}"
             assert (partition.object is None) == (not partition.reducers), f"{where}: nobody's mean"

@@ -8,7 +8,7 @@ the work of the outer steps that are kept.
 
 from dataclasses import dataclass, field
 
-from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome, Subject
 from orion.common.protocol.messages import (
     Commitment,
     Receipt,
@@ -64,8 +64,8 @@ class StepLedger:
     num_credited: dict[tuple[Hotkey, int], int] = field(default_factory=dict)
     """By hotkey and stage."""
     commitments: dict[Hotkey, CommitmentRecord] = field(default_factory=dict)
-    verdicts: dict[tuple[Hotkey, Hotkey], Verdict] = field(default_factory=dict)
-    """By validator and miner."""
+    verdicts: dict[tuple[Hotkey, Hotkey, Subject], Verdict] = field(default_factory=dict)
+    """By validator, miner and what was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +156,13 @@ class LedgerBook:
         return step is not None and hotkey in step.num_receipts
 
     def judge(self, validator: Hotkey, verdict: Verdict) -> bool:
-        """Keeps a verdict; False when this validator gave another one on the same miner and outer step."""
+        """Keeps a verdict; False when this validator gave another one on the same subject of a miner's outer step."""
         step = self.steps[verdict.outer_step]
-        earlier = step.verdicts.get((validator, verdict.miner))
+        key = (validator, verdict.miner, verdict.subject)
+        earlier = step.verdicts.get(key)
         if earlier is not None:
             return earlier == verdict
-        step.verdicts[(validator, verdict.miner)] = verdict
+        step.verdicts[key] = verdict
         self.num_checks += 1
         self.num_verdicts_failed += not verdict.passed
         return True

@@ -17,6 +17,7 @@ from orion.common.protocol.messages import (
     Manifest,
     MergedPartition,
 )
+from orion.common.protocol.records import MergeRecord, PartitionRecord, ReducedCopy
 from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S
@@ -204,16 +205,43 @@ def _publish(
     contributions: tuple[Contribution, ...],
 ) -> None:
     """The outer step's result is final; members apply it."""
-    stage.manifests[stage.outer_step] = Manifest(
+    manifest = Manifest(
         stage_index=stage.stage_index,
         outer_step=stage.outer_step,
         partitions=tuple(partitions),
         contributors=tuple(contribution.hotkey for contribution in contributions),
         total_microbatches=sum(contribution.num_microbatches for contribution in contributions),
     )
+    stage.manifests[stage.outer_step] = manifest
+    merged = stage.activity.partitions if isinstance(stage.activity, Reducing) else []
+    stage.merges[stage.outer_step] = MergeRecord(
+        stage_index=stage.stage_index,
+        outer_step=stage.outer_step,
+        contributions=contributions,
+        partitions=tuple(_record(state, partition) for partition in merged),
+        manifest=manifest,
+    )
     stage.activity = Applying(_candidates(state, stage))
     stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].apply_s
     state.changed()
+
+
+def _record(state: RunState, partition: PartitionMerge) -> PartitionRecord:
+    """What is known of a settled partition, the copies that lost included."""
+    copies = [(hotkey, partition.copies[hotkey]) for hotkey in partition.reducers if hotkey in partition.copies]
+    return PartitionRecord(
+        partition_index=partition.partition_index,
+        asked=tuple(partition.reducers),
+        copies=tuple(
+            ReducedCopy(
+                reducer=hotkey,
+                object=copy.object,
+                excluded=tuple(exclusion.hotkey for exclusion in copy.excluded),
+            )
+            for hotkey, copy in copies
+            if state.memory.objects.is_durable(copy.object)
+        ),
+    )
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ def _verdict(state: RunState, hotkey: Hotkey, verdict: Verdict) -> Done:
     if verdict.miner not in memory.membership.members or verdict.outer_step not in memory.ledger.steps:
         raise refused(RefusalCode.NOT_FOUND, "no such miner or outer step")
     if not memory.ledger.judge(hotkey, verdict):
-        raise refused(RefusalCode.CONFLICT, "another verdict on this miner and outer step was given before")
+        raise refused(RefusalCode.CONFLICT, "another verdict on this subject was given before")
     if not verdict.passed:
         state.notice(f"outer step {verdict.outer_step}: {verdict.miner} failed a check: {verdict.reason}")
     return Done()

@@ -20,6 +20,7 @@ def forget_old(state: RunState) -> None:
         stage.checkpoints = [ref for ref in stage.checkpoints if ref.outer_step >= needed_from]
         for outer_step in [step for step in stage.manifests if step < needed_from]:
             del stage.manifests[outer_step]
+            del stage.merges[outer_step]
     memory.leases.forget_before(keep_from)
     scored_from = memory.train.outer_step - state.spec.validation.score_window_outer_steps
     memory.ledger.forget_before(keep_from, min(keep_from, scored_from))

@@ -15,6 +15,7 @@ from orion.common.protocol.messages import (
     MergePlan,
     PartitionPlan,
 )
+from orion.common.protocol.records import MergeRecord
 from orion.orchestrator.merge import PartitionMerge
 
 NEVER_S = 1e11
@@ -93,6 +94,8 @@ class StageProgress:
     """What its replicas agreed on at the start of `outer_step`; None at the start of the run, or when nobody told."""
     manifests: dict[int, Manifest] = field(default_factory=dict)
     """By outer step, without gaps up to the newest."""
+    merges: dict[int, MergeRecord] = field(default_factory=dict)
+    """How each of these manifests came about."""
     checkpoints: list[CheckpointRef] = field(default_factory=list)
     """The durable ones, oldest first."""
     task: CheckpointTask | None = None

@@ -14,6 +14,7 @@ from orion.common.protocol.messages import (
     ManifestQuery,
     Manifests,
     Peer,
+    RefusalCode,
     StageState,
 )
 from orion.common.protocol.records import (
@@ -23,14 +24,19 @@ from orion.common.protocol.records import (
     LedgerQuery,
     Losses,
     LossQuery,
+    MergeQuery,
+    MergeRecord,
     MinerStatus,
     RunStatus,
     VerdictRecord,
 )
+from orion.common.protocol.refusals import refused
 from orion.orchestrator.stages import StageProgress
 from orion.orchestrator.state import RunState
 
 _RECENT_LOSSES = 256
+MERGE_RETRY_S = 2.0
+"""When to ask again for a merge that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ def ledger(state: RunState, query: LedgerQuery) -> Ledger:
             VerdictRecord(validator=validator, verdict=verdict)
             for outer_step, step in sorted(book.steps.items())
             if outer_step >= query.from_outer_step
-            for (validator, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
+            for (validator, _, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
         ),
     )
 
@@ -136,6 +142,19 @@ def manifests(state: RunState, query: ManifestQuery) -> Manifests:
     while (outer_step := query.from_outer_step + len(found)) in kept and len(found) < BATCH_MAX:
         found.append(kept[outer_step])
     return Manifests(manifests=tuple(found))
+
+
+def merge(state: RunState, query: MergeQuery) -> MergeRecord:
+    """How a stage's outer step was merged. Raises RefusedError when it is not kept, or not known yet (BUSY)."""
+    stages = state.memory.stages
+    stage = stages[query.stage_index] if query.stage_index < len(stages) else None
+    record = None if stage is None else stage.merges.get(query.outer_step)
+    if record is not None:
+        return record
+    where = f"merge of stage {query.stage_index}, outer step {query.outer_step}"
+    if stage is not None and stage.outer_step <= query.outer_step < state.memory.final_outer_step:
+        raise refused(RefusalCode.BUSY, f"the {where} has not been settled yet", MERGE_RETRY_S)
+    raise refused(RefusalCode.NOT_FOUND, f"the {where} is not kept")
 
 
 def commitments(state: RunState, query: CommitmentQuery) -> Commitments:

@@ -41,6 +41,8 @@ from orion.common.protocol.records import (
     Commitments,
     Ledger,
     LedgerQuery,
+    MergeQuery,
+    MergeRecord,
     Verdict,
 )
 from orion.common.protocol.refusals import RefusedError, refused
@@ -105,6 +107,9 @@ class SimulatedOrchestrator:
 
     async def ledger(self, from_outer_step: int) -> Ledger:
         return await self.call(LedgerQuery(from_outer_step=from_outer_step), Ledger)
+
+    async def merge(self, stage_index: int, outer_step: int) -> MergeRecord:
+        return await self.call(MergeQuery(stage_index=stage_index, outer_step=outer_step), MergeRecord)
 
     async def verdict(self, verdict: Verdict) -> Done:
         return await self.call(verdict, Done)

@@ -22,10 +22,10 @@ from orion.common.protocol.messages import (
     StageState,
 )
 from orion.common.protocol.records import LedgerQuery
+from orion.common.protocol.reduction import Slice, reduce_partition
 from orion.common.train.partition import partition_bounds
 from orion.miner import effects as miner_effects
 from orion.miner import events as miner_events
-from orion.miner.reduce import Slice, reduce_partition
 from orion.orchestrator.events import Announce, RequestArrived
 from orion.simulator.host import Host
 from orion.simulator.injector import PHASE_ORDER

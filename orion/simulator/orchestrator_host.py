@@ -23,6 +23,7 @@ from orion.common.protocol.records import (
     CommitmentQuery,
     LedgerQuery,
     LossQuery,
+    MergeQuery,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore
@@ -76,7 +77,7 @@ class _Waiter:
     timer: Timer
 
 
-Query = CommitmentQuery | LedgerQuery | LossQuery | ManifestQuery | GrantRequest
+Query = CommitmentQuery | LedgerQuery | LossQuery | ManifestQuery | MergeQuery | GrantRequest
 
 
 class OrchestratorHost(Host):
@@ -186,12 +187,14 @@ class OrchestratorHost(Host):
                 return core.losses(query)
             case ManifestQuery():
                 return core.manifests(query)
-            case GrantRequest():
-                return self._grant(hotkey, query)
+            case MergeQuery() | GrantRequest():
+                return self._may_refuse(hotkey, query)
 
-    def _grant(self, hotkey: Hotkey, request: GrantRequest) -> Message:
+    def _may_refuse(self, hotkey: Hotkey, request: MergeQuery | GrantRequest) -> Message:
         """What is granted is the key itself: the simulated store has no URLs."""
         try:
+            if isinstance(request, MergeQuery):
+                return self.core.merge(request)
             self.core.check_grant(hotkey, request)
         except RefusedError as error:
             return error.refusal

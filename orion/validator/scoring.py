@@ -11,7 +11,7 @@ checked. Both the void and the penalty leave the window with the outer step that
 from collections import defaultdict
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey
+from orion.common.ids import Hotkey, Subject
 from orion.common.protocol.records import Ledger
 
 FAILED_CHECK_FACTOR = 0.5
@@ -44,15 +44,16 @@ def _failed_checks(ledger: Ledger, start: int) -> dict[Hotkey, set[int]]:
     """Outer steps, within the window, of which each miner failed a check.
 
     Validators that checked the same outer step of a miner vote, one each with their last word; a tie is a failure,
-    since a validator that replayed another prefix may well have seen nothing.
+    since a validator that replayed another prefix may well have seen nothing. Means are voted on apart from logs.
     """
-    words: defaultdict[tuple[Hotkey, int], dict[Hotkey, bool]] = defaultdict(dict)
+    words: defaultdict[tuple[Hotkey, int, bool], dict[Hotkey, bool]] = defaultdict(dict)
     for record in ledger.verdicts:
         verdict = record.verdict
         if start <= verdict.outer_step <= ledger.outer_step:
-            words[verdict.miner, verdict.outer_step][record.validator] = verdict.passed
+            is_reduction = verdict.subject is Subject.REDUCTION
+            words[verdict.miner, verdict.outer_step, is_reduction][record.validator] = verdict.passed
     failed: defaultdict[Hotkey, set[int]] = defaultdict(set)
-    for (miner, outer_step), votes in words.items():
+    for (miner, outer_step, _), votes in words.items():
         num_passed = sum(votes.values())
         if num_passed <= len(votes) - num_passed:
             failed[miner].add(outer_step)

@@ -16,6 +16,8 @@ from orion.common.protocol.messages import (
     Refusal,
     RefusalCode,
 )
+from orion.common.protocol.records import MergeQuery
+from orion.common.protocol.refusals import RefusedError
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))
 B0, B1 = (hotkey_of(1, replica) for replica in range(2))
@@ -347,3 +349,46 @@ class TestReduce:
         assert all(isinstance(partition, PartitionPlan) for partition in (world.plan(0) or pytest.fail()).partitions)
         world.reduce_all(0)
         assert world.plan(0) is None and world.feed(A0).manifest == manifest_of(world)
+
+
+class TestRecord:
+    def test_it_says_who_reduced_what_and_is_asked_for_again_while_it_is_open(self) -> None:
+        world = uploaded(3)
+        plan = world.plan(0)
+        assert plan is not None
+        with pytest.raises(RefusedError, match="not been settled") as refusal:
+            world.core.merge(MergeQuery(stage_index=0, outer_step=0))
+        assert refusal.value.code is RefusalCode.BUSY and refusal.value.retry_after_s
+        world.reduce_all(0)
+        record = world.core.merge(MergeQuery(stage_index=0, outer_step=0))
+        assert record.contributions == plan.contributions
+        assert record.manifest == manifest_of(world)
+        for partition, planned in zip(record.partitions, plan.partitions, strict=True):
+            assert partition.asked == tuple(copy.reducer for copy in partition.copies) == planned.reducers
+            assert len({copy.object.digest for copy in partition.copies}) == 1
+
+    def test_copies_that_lost_are_in_it(self) -> None:
+        world = uploaded(3)
+        liar, honest = reducers_of(world, 0)
+        world.reduce(liar, 0, "lie")
+        world.reduce(honest, 0)
+        (third,) = set(everyone(world)) - {liar, honest}
+        world.reduce(third, 0)
+        world.reduce_all(0)
+        record = world.core.merge(MergeQuery(stage_index=0, outer_step=0))
+        assert [copy.reducer for copy in record.partitions[0].copies] == [liar, honest, third]
+        assert partitions_of(world)[0].reducers == (honest, third)
+
+    def test_where_nobody_contributed_it_is_empty(self) -> None:
+        world = one_stage(2)
+        world.train()
+        world.wait(world.stage(0).deadline_s - world.status.now_s + 1, A0, A1)
+        record = world.core.merge(MergeQuery(stage_index=0, outer_step=0))
+        assert record.contributions == () and record.partitions == ()
+        assert all(partition.object is None for partition in record.manifest.partitions)
+
+    @pytest.mark.parametrize(("stage_index", "outer_step"), [(1, 0), (0, 10**6)])
+    def test_what_is_not_kept_is_refused_for_good(self, stage_index: int, outer_step: int) -> None:
+        with pytest.raises(RefusedError, match="not kept") as refusal:
+            uploaded(2).core.merge(MergeQuery(stage_index=stage_index, outer_step=outer_step))
+        assert refusal.value.code is RefusalCode.NOT_FOUND

@@ -42,6 +42,8 @@ from orion.common.protocol.records import (
     LedgerQuery,
     Losses,
     LossQuery,
+    MergeQuery,
+    MergeRecord,
     RunStatus,
     Verdict,
 )
@@ -143,6 +145,11 @@ class OrchestratorClient:
 
     async def ledger(self, from_outer_step: int) -> Ledger:
         return await self._call(routes.LEDGER, LedgerQuery(from_outer_step=from_outer_step), Ledger)
+
+    async def merge(self, stage_index: int, outer_step: int) -> MergeRecord:
+        """How a stage's outer step was merged. Refused with BUSY while that is open."""
+        query = MergeQuery(stage_index=stage_index, outer_step=outer_step)
+        return await self._call(routes.MERGES, query, MergeRecord)
 
     async def verdict(self, verdict: Verdict) -> Done:
         return await self._call(routes.VERDICT, verdict, Done)

@@ -1,4 +1,4 @@
-"""Messages of the public record: logs and evidence, verdicts, credited work, status and losses.
+"""Messages of the public record: logs and evidence, verdicts, merges, credited work, status and losses.
 
 Continues `messages.py`, under the same rules; a file of its own only because of its length.
 """
@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from orion.common.ids import MemberState, Operation
+from orion.common.ids import MemberState, Operation, Subject
 from orion.common.protocol.fields import (
     BATCH_MAX,
     MINERS_MAX,
+    PARTITIONS_MAX,
     STAGES_MAX,
     Blake3,
     Count,
@@ -24,7 +25,15 @@ from orion.common.protocol.fields import (
     UnixSeconds,
     Url,
 )
-from orion.common.protocol.messages import Commitment, Heartbeat, Message, StageState
+from orion.common.protocol.messages import (
+    Commitment,
+    Contribution,
+    Heartbeat,
+    Manifest,
+    Message,
+    ObjectRef,
+    StageState,
+)
 
 # --- validation -------------------------------------------------------------------------------------------------------
 
@@ -94,9 +103,53 @@ class Verdict(Message):
     miner: Ss58
     outer_step: Step
     passed: bool
+    subject: Subject = Subject.LOG
+    """What was checked. A validator gives one verdict on each subject of a miner's outer step."""
     num_operations: Count
-    """Operations replayed."""
+    """Operations replayed; of a reduction, partitions that were reduced again."""
     reason: Text = ""
+
+
+# --- merges -----------------------------------------------------------------------------------------------------------
+
+
+class ReducedCopy(Message):
+    """One reducer's mean of a partition, whether or not it is the one that stands."""
+
+    reducer: Ss58
+    object: ObjectRef
+    excluded: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)]
+    """Whom it left out."""
+
+
+class PartitionRecord(Message):
+    """Who was asked to reduce a partition, and what was durable when it was settled."""
+
+    partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
+    asked: Annotated[tuple[Ss58, ...], Field(max_length=64)]
+    """In the order in which they were asked."""
+    copies: Annotated[tuple[ReducedCopy, ...], Field(max_length=64)]
+
+
+class MergeRecord(Message):
+    """All that the result of a stage's outer step follows from. Kept as long as the objects that it names."""
+
+    kind: Literal["merge_record"] = "merge_record"
+    stage_index: StageIndex
+    outer_step: Step
+    contributions: Annotated[tuple[Contribution, ...], Field(max_length=MINERS_MAX)]
+    """In the order in which they are added, with the weights that they have in the mean."""
+    partitions: Annotated[tuple[PartitionRecord, ...], Field(max_length=PARTITIONS_MAX)]
+    """Empty when there was nothing, or nobody, to reduce."""
+    manifest: Manifest
+
+
+class MergeQuery(Message):
+    """Asks for the record of a stage's merge."""
+
+    kind: Literal["merge_query"] = "merge_query"
+    stage_index: StageIndex
+    outer_step: Step
 
 
 # --- the public record ------------------------------------------------------------------------------------------------

@@ -4,15 +4,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from miner_kit import hotkey_of
 from torch import Tensor
 
+from orion.common.ids import Hotkey
 from orion.common.protocol.codec import decode, encode, mean_spec
+from orion.common.protocol.reduction import WRONG_SIZE, Reduction, Slice, encode_slice, reduce_partition, slice_spec
 from orion.common.train.compress import CodecName
 from orion.common.train.outer import weighted_mean_in_order
-from orion.miner.reduce import WRONG_SIZE, Reduction, Slice, encode_slice, reduce_partition, slice_spec
 
 N = 300
+
+
+def hotkey_of(replica: int) -> Hotkey:
+    return Hotkey("5" + f"R{replica + 1}".ljust(47, "x"))
 
 
 def values(seed: int, scale: float = 1.0) -> Tensor:
@@ -20,7 +24,7 @@ def values(seed: int, scale: float = 1.0) -> Tensor:
 
 
 def slice_of(replica: int, values_N: Tensor, weight: int = 4, codec: CodecName = "none") -> Slice:
-    return Slice(hotkey_of(0, replica), weight, bytearray(encode_slice(codec, values_N).tobytes()))
+    return Slice(hotkey_of(replica), weight, bytearray(encode_slice(codec, values_N).tobytes()))
 
 
 def mean_of(reduction: Reduction) -> Tensor:
@@ -55,7 +59,7 @@ def test_the_mean_is_weighted_in_the_order_of_the_plan() -> None:
 
 
 def broken(kind: str) -> Slice:
-    hotkey = hotkey_of(0, 3)
+    hotkey = hotkey_of(3)
     match kind:
         case "wrong size":
             return Slice(hotkey, 4, None)
@@ -77,13 +81,13 @@ def test_what_is_unfit_is_left_out_and_named(kind: str) -> None:
 
     reduction = reduce_partition("none", N, [*good[:2], broken(kind), good[2]])
 
-    assert [exclusion.hotkey for exclusion in reduction.excluded] == [hotkey_of(0, 3)]
+    assert [exclusion.hotkey for exclusion in reduction.excluded] == [hotkey_of(3)]
     assert reduction.excluded[0].reason
     assert torch.equal(mean_of(reduction), mean_of(reduce_partition("none", N, good)))
 
 
 def test_with_nothing_fit_there_is_no_mean() -> None:
-    reduction = reduce_partition("none", N, [Slice(hotkey_of(0, 0), 1, None)])
+    reduction = reduce_partition("none", N, [Slice(hotkey_of(0), 1, None)])
 
     assert reduction.mean is None
     assert [exclusion.reason for exclusion in reduction.excluded] == [WRONG_SIZE]

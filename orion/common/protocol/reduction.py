@@ -1,21 +1,21 @@
-"""One partition's mean: from the encoded slices of all contributors to the bytes that both reducers must agree on.
+"""One partition's mean: from the encoded slices of all contributors to the bytes that all reducers must agree on.
 
-Pure and synchronous. Owns the rule of what is left out: what has the wrong size or layout, is not finite, or, among
-three or more, has a norm far above the median. The same bytes give the same mean and the same exclusions everywhere:
-everything runs in fp32 on the host, in the plan's order, and norms, which are summed in fp64, are compared with a
-generous bound.
+Pure and synchronous; miners reduce with it, validators check them with it. Owns the rule of what is left out: what has
+the wrong size or layout, is not finite, or, among three or more, has a norm far above the median. The same bytes give
+the same mean and the same exclusions everywhere: everything runs in fp32 on the host, in the plan's order, and norms,
+which are summed in fp64, are compared with a generous bound.
 
 Letters in names: N values of the partition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.codec import Body, decode, encode
-from orion.common.protocol.messages import Exclusion
+from orion.common.protocol.codec import Body, body_size, decode, encode
+from orion.common.protocol.messages import Contribution, Exclusion, ObjectRef
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.compress import CodecName, DecodeError, TensorSpec, codec_for
 from orion.common.train.outer import contribution_norm, weighted_mean_in_order
@@ -51,6 +51,27 @@ class Reduction:
 def slice_spec(codec: CodecName, num_values: int) -> dict[str, TensorSpec]:
     """What the body of a slice of so many values must hold."""
     return codec_for(codec).layout(num_values)
+
+
+def slice_refs(
+    codec: CodecName, num_values: int, contributions: Sequence[Contribution], partition_index: int
+) -> dict[Hotkey, ObjectRef]:
+    """The objects of a partition of so many values that are worth fetching: those of the right size."""
+    size_bytes = body_size(slice_spec(codec, num_values))
+    return {
+        contribution.hotkey: contribution.objects[partition_index]
+        for contribution in contributions
+        if partition_index < len(contribution.objects)
+        and contribution.objects[partition_index].size_bytes == size_bytes
+    }
+
+
+def slices_in_order(contributions: Sequence[Contribution], bodies: Mapping[Hotkey, bytearray]) -> list[Slice]:
+    """What is reduced: every contribution in the plan's order, without a body where none was worth fetching."""
+    return [
+        Slice(contribution.hotkey, contribution.num_microbatches, bodies.get(contribution.hotkey))
+        for contribution in contributions
+    ]
 
 
 def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
