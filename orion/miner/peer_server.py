@@ -112,6 +112,8 @@ class PeerServer:
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         sender, cancel = await signed_json(request, Cancel)
+        if self._core.view is None or sender not in self._core.view.peers:
+            raise refused(RefusalCode.FORBIDDEN, "the sender is no member of the run")
         await self._desk.post(CancelArrived(sender, cancel))
         return json_answer(Done())
 

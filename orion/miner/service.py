@@ -76,7 +76,8 @@ async def serve(
     desk = Desk()
     cache = TensorCache(spec.flow.in_flight_max)
     evidence = EvidenceStore(spec.validation.replay_ops_max, config.evidence_bytes_max)
-    gate = Gate(Verifier(hotkey), spec.digest, clock)
+    # The same hotkey may have had a process until a moment ago. Nobody asks before this one has joined.
+    gate = Gate(Verifier(hotkey, succeeds_at_s=clock.now_s()), spec.digest, clock)
     server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, evidence=evidence)
     async with contextlib.AsyncExitStack() as stack:
         rpc = await stack.enter_async_context(RpcClient(keypair, spec.digest, clock))

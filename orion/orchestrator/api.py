@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, parse_request
 from orion.common.net.object_routes import OBJECT_ROUTE, ObjectRoutes
 from orion.common.net.starlette_server import install, json_answer, read_bounded, signed_json, verify_starlette
@@ -131,7 +130,6 @@ def _deciding(parts: ApiParts, message_type: type[Request], size_bytes_max: int)
 
     async def handler(request: HttpRequest) -> HttpResponse:
         hotkey, message = await signed_json(request, message_type, size_bytes_max)
-        _check_registered(parts, hotkey)
         return json_answer(await parts.loop.ask(hotkey, message))
 
     return handler
@@ -147,32 +145,27 @@ def _add_queries(app: FastAPI, parts: ApiParts) -> None:
         wait_s: Annotated[float, Query(ge=0, le=routes.FEED_WAIT_S_MAX)] = 0.0,
     ) -> HttpResponse:
         hotkey = verify_starlette(request, b"")
-        _check_registered(parts, hotkey)
         await parts.loop.wait_for_change(since, wait_s)
         return json_answer(core.feed(hotkey, clock.now_s()))
 
     @app.post(routes.MANIFESTS)
     async def manifests(request: HttpRequest) -> HttpResponse:
-        hotkey, query = await signed_json(request, ManifestQuery, _SMALL_BYTES_MAX)
-        _check_registered(parts, hotkey)
+        _, query = await signed_json(request, ManifestQuery, _SMALL_BYTES_MAX)
         return json_answer(core.manifests(query))
 
     @app.post(routes.MERGES)
     async def merges(request: HttpRequest) -> HttpResponse:
-        hotkey, query = await signed_json(request, MergeQuery, _SMALL_BYTES_MAX)
-        _check_registered(parts, hotkey)
+        _, query = await signed_json(request, MergeQuery, _SMALL_BYTES_MAX)
         return json_answer(core.merge(query))
 
     @app.post(routes.COMMITMENTS)
     async def commitments(request: HttpRequest) -> HttpResponse:
-        hotkey, query = await signed_json(request, CommitmentQuery, _SMALL_BYTES_MAX)
-        _check_registered(parts, hotkey)
+        _, query = await signed_json(request, CommitmentQuery, _SMALL_BYTES_MAX)
         return json_answer(core.commitments(query))
 
     @app.post(routes.LEDGER)
     async def ledger(request: HttpRequest) -> HttpResponse:
-        hotkey, query = await signed_json(request, LedgerQuery, _SMALL_BYTES_MAX)
-        _check_registered(parts, hotkey)
+        _, query = await signed_json(request, LedgerQuery, _SMALL_BYTES_MAX)
         return json_answer(core.ledger(query))
 
 
@@ -192,16 +185,11 @@ def _add_objects(app: FastAPI, parts: ApiParts) -> None:
 
     @app.get(routes.DATA + "/{name}")
     async def data(request: HttpRequest, name: str) -> HttpResponse:
-        _check_registered(parts, verify_starlette(request, b""))
+        verify_starlette(request, b"")
         path = parts.data_files.get(name)
         if path is None:
             raise refused(RefusalCode.NOT_FOUND, f"the data has no file {name[:100]!r}")
         return FileResponse(path, media_type="application/octet-stream")
-
-
-def _check_registered(parts: ApiParts, hotkey: Hotkey) -> None:
-    if not parts.loop.core.is_registered(hotkey):
-        raise refused(RefusalCode.FORBIDDEN, "this hotkey is not registered on the subnet", retry_after_s=5.0)
 
 
 class _Measured:

@@ -25,5 +25,7 @@ class OrchestratorConfig(BaseModel):
     """Between two looks at the metagraph."""
     grant_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """How long a signed URL may be used for starting a transfer."""
+    clock_skew_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    """How far a sender's clock may be ahead of ours. Started again, the orchestrator refuses requests for this long."""
     queue_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Events that may wait to be decided; beyond, requests are answered BUSY."""

@@ -81,7 +81,9 @@ class OrchestratorLoop:
         self._is_closed = False
         self._next_sequence, self._now_s = replay(core, journal)
         self._seen_notices = core.num_notices
-        if self._next_sequence:
+        self.is_resumed = self._next_sequence > 0
+        """Whether an earlier process has written to the journal."""
+        if self.is_resumed:
             self._queue.put_nowait(Resumed())  # before anything else can be looked at with old deadlines
 
     @property

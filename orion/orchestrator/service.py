@@ -10,6 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -20,10 +21,13 @@ from prometheus_client import CollectorRegistry
 from orion.common.clock import Clock, SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, TransportError
+from orion.common.ids import Hotkey
 from orion.common.net.chain import Chain, ChainError
 from orion.common.net.gate import Gate
 from orion.common.net.http import SERVER_KEEPALIVE_S
 from orion.common.net.store import DirectoryStore, UrlSigner
+from orion.common.protocol.messages import RefusalCode
+from orion.common.protocol.refusals import refused
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data_index import INDEX_FILE, dataset_files, read_index
 from orion.orchestrator.api import ApiParts, build_app
@@ -37,6 +41,8 @@ from orion.orchestrator.metrics import LoopMetrics, RunCollector
 _STOP_S = 3
 """What connections have left to end when the server stops; waiting feeds are answered at once."""
 _BACKLOG = 4_096
+_RETRY_REGISTRATION_S = 5.0
+"""The metagraph is read this often or so."""
 
 _log = structlog.get_logger(__name__)
 
@@ -74,12 +80,18 @@ async def serve(
             tick_s=config.tick_s,
             queue_max=config.queue_max,
         )
+        # Whoever wrote the journal has let go of it, so that it takes no requests any more.
+        verifier = Verifier(
+            hotkey_of(keypair),
+            skew_s_max=config.clock_skew_s,
+            succeeds_at_s=clock.now_s() if loop.is_resumed else None,
+        )
         registry.register(RunCollector(lambda: loop.core.status(clock.now_s()), lambda: loop.num_queued))
         app = build_app(
             ApiParts(
                 spec=spec,
                 loop=loop,
-                gate=Gate(Verifier(hotkey_of(keypair)), spec.digest, clock),
+                gate=Gate(verifier, spec.digest, clock, partial(_admit, loop.core)),
                 store=store,
                 signer=UrlSigner(journal.header.derived("object urls")),
                 clock=clock,
@@ -113,6 +125,12 @@ async def _poll_metagraph(loop: OrchestratorLoop, chain: Chain, poll_s: float) -
                 await loop.post(MetagraphUpdated(neurons=neurons))
                 told = neurons
         await asyncio.sleep(poll_s)
+
+
+def _admit(core: OrchestratorCore, hotkey: Hotkey) -> None:
+    """Who is on the subnet may ask; what of it is granted is the core's business."""
+    if not core.is_registered(hotkey):
+        raise refused(RefusalCode.FORBIDDEN, "this hotkey is not registered on the subnet", _RETRY_REGISTRATION_S)
 
 
 class _Server(uvicorn.Server):

@@ -13,7 +13,7 @@ from miner_kit import STATE_DIGEST, World, make_spec
 
 from orion.common.clock import SystemClock
 from orion.common.errors import TransportError
-from orion.common.ids import DataId, Direction, Hotkey, MemberState, MicrobatchId, Operation, Phase
+from orion.common.ids import PROTOCOL_VERSION, DataId, Direction, Hotkey, MemberState, MicrobatchId, Operation, Phase
 from orion.common.net.aiohttp_server import serve
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
@@ -25,6 +25,7 @@ from orion.common.protocol.messages import (
     Cancel,
     Done,
     Joined,
+    Refusal,
     RefusalCode,
     Transfer,
 )
@@ -34,7 +35,7 @@ from orion.common.protocol.records import (
     LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError
-from orion.common.protocol.signing import Keypair, Verifier, keypair_from_uri
+from orion.common.protocol.signing import Keypair, NonceSource, Verifier, keypair_from_uri, sign_request
 from orion.common.protocol.signing import hotkey_of as hotkey_of_key
 from orion.miner.cache import Slot, TensorCache
 from orion.miner.core import MinerCore
@@ -56,6 +57,8 @@ from orion.miner.peer_server import PeerServer
 SPEC = make_spec(3)
 SENDER, RECEIVER, STRANGER = (keypair_from_uri(f"//miner/{name}") for name in ("sender", "receiver", "stranger"))
 
+NONCES = NonceSource()
+
 
 class Running:
     """A miner of stage 1 without a device: its core, and who may ask it."""
@@ -72,6 +75,7 @@ class Running:
         self.world.everybody[2] = self.hotkey
         self.effects: list[Effect] = []
         self.url = ""
+        self.server: PeerServer
         self.changed = asyncio.Event()
         self.take(JoinEnded(Joined(stage_index=1, state=MemberState.ACTIVE)))
         self.take(FeedArrived(self.world.feed()))
@@ -114,6 +118,7 @@ async def running_miner() -> AsyncIterator[Running]:
     miner = Running()
     gate = Gate(Verifier(miner.hotkey), SPEC.digest, miner.clock)
     server = PeerServer(SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, evidence=miner.evidence)
+    miner.server = server
     pumping = asyncio.create_task(miner.pump())
     try:
         async with serve(server.app, "127.0.0.1", 0) as port:
@@ -319,6 +324,52 @@ async def test_logs_and_evidence_are_handed_out_once_committed(miner: Running) -
     assert log.entries[0].input_digest == body.digest
     assert log_root(log.entries) == log_root(miner.core.committed_log(0) or ())
     assert evidence == body.tobytes()
+
+
+POLICY = {
+    "unsigned": (401, RefusalCode.BAD_SIGNATURE),
+    "wrong signature": (401, RefusalCode.BAD_SIGNATURE),
+    "other run": (409, RefusalCode.RUN_MISMATCH),
+    "other protocol": (409, RefusalCode.PROTOCOL_MISMATCH),
+}
+
+
+@pytest.mark.parametrize("case", POLICY)
+async def test_every_signed_route_refuses_alike(miner: Running, case: str) -> None:
+    asked = [route.resource for route in miner.server.app.router.routes() if route.method == "POST"]
+    assert len(asked) >= 5
+    async with aiohttp.ClientSession() as session:
+        for resource in asked:
+            assert resource is not None
+            protocol = 99 if case == "other protocol" else PROTOCOL_VERSION
+            run = "ab" * 32 if case == "other run" else SPEC.digest
+            target = f"{resource.canonical}?protocol={protocol}&run={run}"
+            nonce_ns = NONCES.next_ns(miner.clock.now_s())
+            headers = sign_request(SENDER, "POST", target, b"", miner.hotkey, nonce_ns=nonce_ns)
+            if case == "wrong signature":
+                headers["X-Bittensor-Signature"] = "0x" + "ab" * 64
+            async with session.post(
+                miner.url + target, data=b"", headers=None if case == "unsigned" else headers
+            ) as answer:
+                refusal = Refusal.model_validate_json(await answer.read())
+            assert (target, answer.status, refusal.code) == (target, *POLICY[case])
+            if case == "other run":
+                assert run in refusal.message and SPEC.digest in refusal.message
+            if case == "other protocol":
+                assert "99" in refusal.message and str(PROTOCOL_VERSION) in refusal.message
+
+
+async def test_a_stranger_cancels_nothing(miner: Running) -> None:
+    body = activation()
+    await send(miner, body, transfer_of(body))
+    cancel = Cancel(microbatch_id=MicrobatchId(1), outer_step=0, reason="test")
+
+    async with RpcClient(STRANGER, SPEC.digest) as rpc:
+        with pytest.raises(RefusedError) as caught:
+            await rpc.call(miner.url, miner.hotkey, routes.CANCEL, cancel, Done, timeout_s=5.0)
+
+    assert caught.value.code is RefusalCode.FORBIDDEN
+    assert miner.num_held == 1
 
 
 async def test_health_needs_no_signature(miner: Running) -> None:

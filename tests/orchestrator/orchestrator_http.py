@@ -43,7 +43,15 @@ def make_chain() -> WatchedChain:
 
 def make_config(folder: Path, **changes: object) -> OrchestratorConfig:
     return OrchestratorConfig.model_validate(
-        {"state_folder": folder / "orchestrator", "port": 0, "tick_s": 0.05, "chain_poll_s": 0.05, **changes}
+        {
+            "state_folder": folder / "orchestrator",
+            "port": 0,
+            "tick_s": 0.05,
+            "chain_poll_s": 0.05,
+            # Below the chain's poll, for whose second time `orchestrator` waits: nobody is refused after a restart.
+            "clock_skew_s": 0.02,
+            **changes,
+        }
     )
 
 

@@ -1,6 +1,6 @@
 """What every server checks of every request before anything else looks at it. Free of any web framework."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -21,13 +21,22 @@ REQUEST_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Gate:
-    """Protocol version, run, signature: in this order, so that a mismatch is told even to those who can't sign."""
+    """Protocol version, run, signature, admission: in this order, so that a mismatch is told even to those who can't
+    sign, and nothing of a body is looked at before its sender is known."""
 
-    def __init__(self, verifier: Verifier, run_digest: Digest | None, clock: Clock) -> None:
-        """`run_digest` is None where there is no run: at the chain stand-in."""
+    def __init__(
+        self,
+        verifier: Verifier,
+        run_digest: Digest | None,
+        clock: Clock,
+        admit: Callable[[Hotkey], None] = lambda _: None,
+    ) -> None:
+        """`run_digest` is None where there is no run: at the chain stand-in. `admit` raises RefusedError FORBIDDEN for
+        who may ask nothing at all; without it whoever can sign passes."""
         self._verifier = verifier
         self._run_digest = run_digest
         self._clock = clock
+        self._admit = admit
 
     @property
     def hotkey(self) -> Hotkey:
@@ -43,12 +52,14 @@ class Gate:
         body: bytes,
     ) -> Hotkey:
         """Who sent the request. `path_and_query` as received, `query` parsed, `body` the bytes that were signed (none
-        for a tensor). Raises RefusedError PROTOCOL_MISMATCH, RUN_MISMATCH, BAD_SIGNATURE or BUSY."""
+        for a tensor). Raises RefusedError PROTOCOL_MISMATCH, RUN_MISMATCH, BAD_SIGNATURE, FORBIDDEN or BUSY."""
         _same(RefusalCode.PROTOCOL_MISMATCH, "protocol", query.get("protocol"), str(PROTOCOL_VERSION))
         if self._run_digest is not None:
             _same(RefusalCode.RUN_MISMATCH, "run", query.get("run"), self._run_digest)
         now_ns = int(self._clock.now_s() * 1e9)
-        return self._verifier.verify(headers, body, method, path_and_query, now_ns)
+        sender = self._verifier.verify(headers, body, method, path_and_query, now_ns)
+        self._admit(sender)
+        return sender
 
 
 def parse_request(message_type: type[MessageT], body: bytes | str) -> MessageT:

@@ -118,20 +118,26 @@ class Verifier:
         age_s_max: float = http_auth.DEFAULT_MAX_AGE,
         skew_s_max: float = http_auth.DEFAULT_ALLOWED_SKEW,
         nonces: NonceStore | None = None,
+        succeeds_at_s: float | None = None,
     ) -> None:
-        """`age_s_max` back and `skew_s_max` ahead of the receiver's clock is the window in which a request is fresh."""
+        """`age_s_max` back and `skew_s_max` ahead of the receiver's clock is the window in which a request is fresh.
+
+        `succeeds_at_s` is given where an earlier process may have served under the same hotkey, with another store: a
+        time at which that one had ended. What it took had nonces up to then and the skew; none of these is taken again.
+        """
         self.self_hotkey = self_hotkey
         self._age_s_max = age_s_max
         self._skew_s_max = skew_s_max
+        self._floor_ns = -1 if succeeds_at_s is None else int((succeeds_at_s + skew_s_max) * _NS)
         self._nonces = nonces if nonces is not None else MemoryNonceStore()
 
     def verify(self, headers: Mapping[str, str], body: bytes, method: str, path_and_query: str, now_ns: int) -> Hotkey:
         """Who sent the request. `path_and_query` is the request target as received, `body` the raw bytes.
 
         Raises RefusedError: BAD_SIGNATURE for anything that is missing or wrong (of a replay with `retry_after_s`,
-        because signing anew helps), BUSY when the nonce store is full.
+        because signing anew helps), BUSY when the nonce store is full or an earlier process may have taken the nonce.
         """
-        window = _Window(self._nonces, oldest_ns=now_ns - int(self._age_s_max * _NS))
+        window = _Window(self._nonces, oldest_ns=now_ns - int(self._age_s_max * _NS), floor_ns=self._floor_ns)
         try:
             caller = http_auth.verify(
                 headers,
@@ -152,13 +158,18 @@ class Verifier:
 
 
 class _Window:
-    """The SDK's view of a `NonceStore`: it passes no time along."""
+    """The SDK's view of a `NonceStore`: it passes no time along, and asks once the signature holds."""
 
-    def __init__(self, nonces: NonceStore, oldest_ns: int) -> None:
+    def __init__(self, nonces: NonceStore, oldest_ns: int, floor_ns: int) -> None:
         self._nonces = nonces
         self._oldest_ns = oldest_ns
+        self._floor_ns = floor_ns
 
     def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
+        if nonce_ns <= self._floor_ns:
+            # By then the sender's own clock, whatever it says, is past the floor.
+            retry_after_s = (self._floor_ns - nonce_ns + 1) / _NS
+            raise refused(RefusalCode.BUSY, "just started again: sign anew in a moment", retry_after_s)
         return self._nonces.check_and_store(Hotkey(hotkey_ss58), nonce_ns, self._oldest_ns)
 
 

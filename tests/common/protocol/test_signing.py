@@ -92,6 +92,22 @@ def test_a_replay_is_refused_throughout_the_window() -> None:
         assert caught.value.code is RefusalCode.BAD_SIGNATURE
 
 
+def test_a_successor_takes_nothing_that_its_predecessor_may_have_taken() -> None:
+    """It began at NOW; the one before took what was at most two seconds ahead of that."""
+    verifier = Verifier(hotkey_of(BOB), succeeds_at_s=NOW_S)
+    for offset_s in (-9.0, 0.0, 2.0):
+        with pytest.raises(RefusedError) as caught:
+            nonce_ns = NOW_NS + int(offset_s * 1e9)
+            verifier.verify(signed(nonce_ns), b"body", "POST", TARGET, NOW_NS + int(0.5e9))
+        assert caught.value.code is RefusalCode.BUSY
+        assert caught.value.retry_after_s == pytest.approx(2.0 - offset_s, abs=1e-6)
+    later_ns = NOW_NS + 2_000_000_001
+    assert verifier.verify(signed(later_ns), b"body", "POST", TARGET, later_ns) == hotkey_of(ALICE)
+    with pytest.raises(RefusedError) as forged:
+        verifier.verify(signed(), b"other", "POST", TARGET, NOW_NS)
+    assert forged.value.code is RefusalCode.BAD_SIGNATURE
+
+
 def test_only_a_replay_says_that_signing_anew_helps() -> None:
     verifier = Verifier(hotkey_of(BOB))
     verifier.verify(signed(), b"body", "POST", TARGET, NOW_NS)
