@@ -9,6 +9,7 @@ of the log, so that evidence and log agree.
 Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -66,11 +67,14 @@ class DeviceWorker:
         evidence: EvidenceStore,
         device: torch.device,
         compute_dtype: torch.dtype,
+        engine_type: Callable[..., StageEngine] | None = None,
     ) -> None:
+        """`engine_type` makes the engine: None = `StageEngine`."""
         self._spec = spec
         self._hotkey = hotkey
         self._cache = cache
         self._evidence = evidence
+        self._engine_type = engine_type
         self.tokens: TokenSource | None = None
         """The run's data; must be there before the first stage is loaded."""
         self._device = device
@@ -148,7 +152,8 @@ class DeviceWorker:
     def _build(self, stage_index: int) -> StageEngine:
         spec = self._spec
         assert stage_index > 0 or self.tokens is not None, "the first stage has no data"
-        return StageEngine(
+        make = StageEngine if self._engine_type is None else self._engine_type
+        return make(
             Stage(spec.model, spec.layouts[stage_index]),
             inner=spec.inner,
             outer=spec.outer,

@@ -5,6 +5,7 @@ take the simulated device's time and are then computed for real. A subclass may 
 """
 
 from collections.abc import Coroutine
+from typing import Any
 
 import torch
 from blake3 import blake3
@@ -28,6 +29,7 @@ from orion.common.protocol.records import (
     LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.common.train.engine import StageEngine
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.effects import Accept, Compute, Effect, FreeTensors, ReadBody, Refuse, SendCancel, SendTensor
@@ -94,7 +96,16 @@ class MinerHost(Host):
             evidence=self.evidence,
             device=HOST_DEVICE,
             compute_dtype=torch.float32,
+            engine_type=self.make_engine,
         )
+
+    def make_engine(self, *arguments: Any, **options: Any) -> StageEngine:
+        """What runs the stage."""
+        return StageEngine(*arguments, **options)
+
+    def make_orchestrator(self) -> SimulatedOrchestrator:
+        """What asks the orchestrator."""
+        return SimulatedOrchestrator()
 
     def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
         """What reads and writes objects."""
@@ -135,7 +146,7 @@ class MinerHost(Host):
                 raise AssertionError(f"a miner is asked {request!r}")
 
     def _make_hands(self, stage_wish: int | None) -> Hands:
-        spec, orchestrator = self.world.spec, SimulatedOrchestrator()
+        spec, orchestrator = self.world.spec, self.make_orchestrator()
         objects = self.make_objects(orchestrator)
 
         async def open_tokens() -> SyntheticTokens:

@@ -13,8 +13,7 @@ from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.data_config import DataConfig
 from orion.common.train.schedule import InnerSchedule
 from orion.simulator.faults import Fault, Shape, draw_schedule
-from orion.simulator.miner_host import MinerHost
-from orion.simulator.swarm import Scenario
+from orion.simulator.swarm import MakeMiner, Scenario
 
 _VIRTUAL_S_MAX = 600.0
 
@@ -75,7 +74,7 @@ def calm(
     virtual_s_max: float = _VIRTUAL_S_MAX,
     num_spares: int = 0,
     faults: Sequence[Fault] = (),
-    cheats: Mapping[int, type[MinerHost]] = MappingProxyType({}),
+    cheats: Mapping[int, MakeMiner] = MappingProxyType({}),
     **fields: int,
 ) -> Scenario:
     """Nothing goes wrong beyond what is asked for. `fields` are those of `tiny_spec`."""

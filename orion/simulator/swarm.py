@@ -4,7 +4,7 @@ It owns which processes run and lets time pass. It causes no faults (`injector`)
 Invariant: a swarm is a pure function of its scenario and seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,6 +31,9 @@ from orion.simulator.tokens import SyntheticTokens
 from orion.simulator.validator_host import ValidatorHost
 from orion.simulator.world import World, seeded
 
+MakeMiner = Callable[[World, Hotkey, Device, int | None, int], MinerHost]
+"""Makes a miner's process, as the constructor of `MinerHost` does."""
+
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _STAKE = 100.0
 _RULES = Hyperparameters(weights_rate_limit_blocks=2, tempo=4)
@@ -52,7 +55,7 @@ class Scenario:
     num_spares: int = 0
     """Registered hotkeys beyond stages × replicas, whose miners only start when somebody starts them."""
     faults: tuple[Fault, ...] = ()
-    cheats: Mapping[int, type[MinerHost]] = field(default_factory=dict)
+    cheats: Mapping[int, MakeMiner] = field(default_factory=dict)
     """Dishonest miners by index; nothing in production knows of such a thing."""
 
 
