@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
-from blake3 import blake3
-
 from orion.common.ids import Digest
+from orion.common.protocol.merkle import Frontier
 from orion.common.protocol.records import LogEntry
 
 
+def entry_bytes(entry: LogEntry) -> bytes:
+    """The entry as a record of the log's Merkle tree: its JSON, fields in their order, without blanks."""
+    return entry.model_dump_json().encode()
+
+
 def log_root(entries: Sequence[LogEntry]) -> Digest:
-    """Digest of the ordered log: blake3 over one line of canonical JSON per entry."""
-    hasher = blake3()
+    """Merkle root of the ordered log."""
+    frontier = Frontier()
     for entry in entries:
-        hasher.update(entry.model_dump_json().encode() + b"\n")
-    return Digest(hasher.hexdigest())
+        frontier.append(entry_bytes(entry))
+    return frontier.root
