@@ -44,6 +44,7 @@ from orion.common.protocol.records import (
     LedgerQuery,
     LossQuery,
     MergeQuery,
+    PathwayQuery,
     Verdict,
 )
 from orion.common.protocol.refusals import refused
@@ -115,6 +116,11 @@ def _add_public(app: FastAPI, parts: ApiParts) -> None:
     async def losses(request: HttpRequest) -> HttpResponse:
         body = await read_bounded(request, _SMALL_BYTES_MAX)
         return json_answer(core.losses(parse_request(LossQuery, body)))
+
+    @app.post(routes.PATHWAYS)
+    async def pathways(request: HttpRequest) -> HttpResponse:
+        body = await read_bounded(request, _SMALL_BYTES_MAX)
+        return json_answer(core.pathways(parse_request(PathwayQuery, body)))
 
     @app.get(routes.HEALTH)
     async def health() -> HttpResponse:

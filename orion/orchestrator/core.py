@@ -25,6 +25,8 @@ from orion.common.protocol.records import (
     LossQuery,
     MergeQuery,
     MergeRecord,
+    PathwayQuery,
+    Pathways,
     RunStatus,
 )
 from orion.common.protocol.refusals import RefusedError
@@ -141,6 +143,10 @@ class OrchestratorCore:
     def losses(self, query: LossQuery) -> Losses:
         """Losses of applied microbatches in order of arrival."""
         return views.losses(self._state, query)
+
+    def pathways(self, query: PathwayQuery) -> Pathways:
+        """Paths and losses of an outer step's applied trips."""
+        return views.pathways(self._state, query)
 
     def manifests(self, query: ManifestQuery) -> Manifests:
         """A stage's manifests in order, without gaps."""

@@ -4,7 +4,7 @@ Each record is taken or ignored by itself. What is wrong, late or not the sender
 miner and outer step; it never touches another miner's records.
 """
 
-from orion.common.ids import Outcome
+from orion.common.ids import Hotkey, Outcome
 from orion.common.protocol.messages import (
     Commitment,
     MicrobatchEnd,
@@ -48,9 +48,18 @@ def _take_end(state: RunState, member: Member, end: MicrobatchEnd) -> bool:
                     time_s=state.memory.now_s,
                 )
             )
+            _keep_pathway(state, member, trip, end.path, end.loss)
         _credit(state, trip)
     state.look_again()
     return True
+
+
+def _keep_pathway(state: RunState, member: Member, trip: Trip, path: tuple[Hotkey, ...], loss: float) -> None:
+    """Keeps who ran a trip, when its path can be true: it begins with its lessee and has one known miner a stage."""
+    members = state.memory.membership.members
+    stages = [known.stage_index for hotkey in path if (known := members.get(hotkey)) is not None]
+    if stages == list(range(state.memory.num_stages)) and len(path) == len(stages) and path[0] == member.hotkey:
+        state.memory.pathways.add(trip.outer_step, trip.microbatch_id, path, loss)
 
 
 def _is_repeated(state: RunState, member: Member, end: MicrobatchEnd) -> bool:

@@ -22,6 +22,7 @@ def forget_old(state: RunState) -> None:
             del stage.manifests[outer_step]
             del stage.merges[outer_step]
     memory.leases.forget_before(keep_from)
+    memory.pathways.forget_before(keep_from)
     scored_from = memory.train.outer_step - state.spec.validation.score_window_outer_steps
     memory.ledger.forget_before(keep_from, min(keep_from, scored_from))
 

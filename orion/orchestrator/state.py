@@ -20,6 +20,7 @@ from orion.orchestrator.ledger import LedgerBook
 from orion.orchestrator.losses import LossHistory
 from orion.orchestrator.membership import Member, Membership
 from orion.orchestrator.objects import ObjectBook
+from orion.orchestrator.pathways import PathwayBook
 from orion.orchestrator.stages import NEVER_S, Ended, StageProgress
 
 NOTICES_MAX = 200
@@ -70,12 +71,14 @@ class Memory:
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))
     membership: Membership = field(init=False)
     ledger: LedgerBook = field(init=False)
+    pathways: PathwayBook = field(init=False)
     stages: list[StageProgress] = field(init=False)
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.num_stages)
         self.ledger = LedgerBook(self.num_stages)
         self.ledger.open(0)
+        self.pathways = PathwayBook(self.num_stages)
         self.stages = [StageProgress(stage_index) for stage_index in range(self.num_stages)]
 
 

@@ -27,6 +27,8 @@ from orion.common.protocol.records import (
     MergeQuery,
     MergeRecord,
     MinerStatus,
+    PathwayQuery,
+    Pathways,
     RunStatus,
     VerdictRecord,
 )
@@ -131,6 +133,11 @@ def losses(state: RunState, query: LossQuery) -> Losses:
     """Losses of applied microbatches from the one numbered `offset` on."""
     history = state.memory.losses
     return Losses(points=history.points(query.offset, BATCH_MAX), total=history.total)
+
+
+def pathways(state: RunState, query: PathwayQuery) -> Pathways:
+    """Paths and losses of an outer step's applied trips, a page at a time."""
+    return state.memory.pathways.page(query.outer_step, query.offset, BATCH_MAX)
 
 
 def manifests(state: RunState, query: ManifestQuery) -> Manifests:

@@ -24,6 +24,7 @@ from orion.common.protocol.records import (
     LedgerQuery,
     LossQuery,
     MergeQuery,
+    PathwayQuery,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore
@@ -77,7 +78,7 @@ class _Waiter:
     timer: Timer
 
 
-Query = CommitmentQuery | LedgerQuery | LossQuery | ManifestQuery | MergeQuery | GrantRequest
+Query = CommitmentQuery | LedgerQuery | LossQuery | PathwayQuery | ManifestQuery | MergeQuery | GrantRequest
 
 
 class OrchestratorHost(Host):
@@ -185,6 +186,8 @@ class OrchestratorHost(Host):
                 return core.ledger(query)
             case LossQuery():
                 return core.losses(query)
+            case PathwayQuery():
+                return core.pathways(query)
             case ManifestQuery():
                 return core.manifests(query)
             case MergeQuery() | GrantRequest():

@@ -82,6 +82,8 @@ async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
             assert [record.num_microbatches for record in ledger.work] == [4, 4, 4]
             assert len((await miner.api.manifests(0, 0)).manifests) == 3
             assert [r.commitment.num_applied for r in (await miner.api.commitments(1)).records] == [4]
+            pathways = await miner.api.pathways(2, 1)
+            assert (pathways.miners, pathways.total, len(pathways.pathways)) == ((miner.hotkey,), 4, 3)
             async with HttpClient() as http:
                 losses = await OrchestratorClient.losses(http, url, 10)
             assert (losses.total, len(losses.points)) == (12, 2)

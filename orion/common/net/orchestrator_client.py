@@ -44,6 +44,8 @@ from orion.common.protocol.records import (
     LossQuery,
     MergeQuery,
     MergeRecord,
+    PathwayQuery,
+    Pathways,
     RunStatus,
     Verdict,
 )
@@ -142,6 +144,10 @@ class OrchestratorClient:
 
     async def commitments(self, outer_step: int) -> Commitments:
         return await self._call(routes.COMMITMENTS, CommitmentQuery(outer_step=outer_step), Commitments)
+
+    async def pathways(self, outer_step: int, offset: int) -> Pathways:
+        """Path and loss of an outer step's applied trips from the given one on, a batch at a time."""
+        return await self._call(routes.PATHWAYS, PathwayQuery(outer_step=outer_step, offset=offset), Pathways)
 
     async def ledger(self, from_outer_step: int) -> Ledger:
         return await self._call(routes.LEDGER, LedgerQuery(from_outer_step=from_outer_step), Ledger)

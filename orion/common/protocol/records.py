@@ -229,6 +229,35 @@ class RunStatus(Message):
     """What went wrong or changed: members gone, disputes, exclusions, phases cut short; newest last."""
 
 
+class PathwayQuery(Message):
+    """Asks for path and loss of every applied trip of an outer step, in order of arrival."""
+
+    kind: Literal["pathway_query"] = "pathway_query"
+    outer_step: Step
+    offset: Count = 0
+
+
+class Pathway(Message):
+    """One applied trip: who ran it, and the loss that its first-stage miner reported."""
+
+    microbatch_id: Microbatch
+    loss: Real
+    path: Annotated[tuple[Annotated[int, Field(ge=0, lt=MINERS_MAX)], ...], Field(max_length=STAGES_MAX)]
+    """One place in `Pathways.miners` for each stage, first stage first."""
+
+
+class Pathways(Message):
+    """A page; empty for an outer step that is not kept (any more)."""
+
+    kind: Literal["pathways"] = "pathways"
+    outer_step: Step
+    miners: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)]
+    """Of the whole outer step so far: a later page may have more at its end."""
+    pathways: Annotated[tuple[Pathway, ...], Field(max_length=BATCH_MAX)]
+    total: Count
+    """Pathways of the outer step so far."""
+
+
 class LossQuery(Message):
     """Asks for the loss of every applied microbatch, in order of arrival."""
 

@@ -6,6 +6,7 @@ from typing import Final
 RUN: Final = "/v1/run"
 STATUS: Final = "/v1/status"
 LOSSES: Final = "/v1/losses"
+PATHWAYS: Final = "/v1/pathways"
 JOIN: Final = "/v1/join"
 HEARTBEAT: Final = "/v1/heartbeat"
 LEAVE: Final = "/v1/leave"
