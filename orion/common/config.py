@@ -62,6 +62,8 @@ class ValidationRules(Section):
 
     checks_per_outer_step: Annotated[int, Field(ge=0, le=1024)] = 1
     """Miners whose log one validator replays per outer step."""
+    reductions_per_outer_step: Annotated[int, Field(ge=0, le=4096)] = 2
+    """Partitions, of all stages together, whose mean one validator reduces again per outer step."""
     replay_ops_max: Annotated[int, Field(ge=1)] = 16
     """Longest prefix of a log that is replayed; which prefix is drawn after the commitment."""
     cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.999

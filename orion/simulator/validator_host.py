@@ -36,12 +36,14 @@ class ValidatorHost(Host):
         self.world = world
         self.core = ValidatorCore(world.spec, hotkey, world.rng(f"validator {hotkey}"))
         orchestrator = SimulatedOrchestrator()
+        objects = SimulatedObjects(orchestrator)
         self._hands = Hands(
             world.spec,
             orchestrator,
             SimulatedRpc(hotkey),
-            AnchorLoader(orchestrator, SimulatedObjects(orchestrator), world.spec, in_place),
+            AnchorLoader(orchestrator, objects, world.spec, in_place),
             MemoryChain(world.ledger),
+            objects=objects,
             tokens=world.tokens,
             device=HOST_DEVICE,
             compute_dtype=torch.float32,

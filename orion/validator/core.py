@@ -1,11 +1,13 @@
 """`ValidatorCore`: whom to check, what came of it, when to set weights. Pure.
 
 One round for each outer step, begun when every stage has the commitments it will get: fetch them and the ledger, draw
-miners, check one after the other, send the verdicts, then set chain weights. Rounds are not queued: when several
+miners, check one after the other, reduce a few partitions again once the manifests are out, send the verdicts, then set
+chain weights. Rounds are not queued: when several
 outer steps have become due meanwhile, only the newest is checked, because evidence does not stay for ever.
 
 Must not fetch, compute with tensors, read a clock or draw from anything but its own generator. Invariants: nobody is
-drawn before the commitments are in; a miner gets one verdict per outer step at most; a failed verdict rests on the
+drawn before the commitments are in; a miner gets one verdict on each subject of an outer
+step at most; a failed verdict rests on the
 miner's own bytes, or on the silence of a miner that has been active all along and still is, as a feed from after the
 silence says; the validator's own failures give no verdict.
 
@@ -17,7 +19,7 @@ import random
 from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey
+from orion.common.ids import Hotkey, Subject
 from orion.common.protocol.records import (
     Commitments,
     Ledger,
@@ -35,14 +37,18 @@ from orion.validator.events import (
     FeedArrived,
     FetchCommitments,
     FetchLedger,
+    FetchMerge,
     FetchMetagraph,
     FetchProblem,
     LedgerArrived,
     LogArrived,
     LogFailed,
+    MergeArrived,
     MetagraphArrived,
     Notice,
     OrchestratorFailed,
+    ReductionEnded,
+    ReductionUnavailable,
     ReplayEnded,
     ReplayUnavailable,
     SendVerdict,
@@ -52,6 +58,7 @@ from orion.validator.events import (
     WeightsSet,
 )
 from orion.validator.membership import Membership
+from orion.validator.reduction_check import ReductionCheck
 from orion.validator.sampling import draw_miners
 from orion.validator.scoring import window_start
 from orion.validator.weight_duty import WeightDuty
@@ -70,6 +77,7 @@ class _Round:
     """The checks of one outer step."""
 
     outer_step: int
+    reductions: ReductionCheck
     commitments: Commitments | None = None
     ledger: Ledger | None = None
     targets: list[Target] | None = None
@@ -77,7 +85,8 @@ class _Round:
     check: Check | None = None
     silent_since_s: float | None = None
     """When the check under way ended in silence, which waits for a feed to be settled; None = it has not."""
-    verdicts: dict[Hotkey, Verdict] = field(default_factory=dict)
+    verdicts: dict[tuple[Hotkey, Subject], Verdict] = field(default_factory=dict)
+    has_judged_reductions: bool = False
 
 
 class ValidatorCore:
@@ -136,10 +145,12 @@ class ValidatorCore:
         assert current.outer_step > self._last_round
         assert current.targets is None or current.commitments is not None, "drawn before the commitments"
         assert current.check is None or current.check.target.outer_step == current.outer_step
-        assert len(current.verdicts) <= self._spec.validation.checks_per_outer_step
+        num_logs = sum(subject is not Subject.REDUCTION for _, subject in current.verdicts)
+        assert num_logs <= self._spec.validation.checks_per_outer_step
         assert all(verdict.outer_step == current.outer_step for verdict in current.verdicts.values())
         if current.check is not None:
-            assert current.check.target.miner not in current.verdicts, "checked twice"
+            checked = {miner for miner, subject in current.verdicts if subject is not Subject.REDUCTION}
+            assert current.check.target.miner not in checked, "checked twice"
             current.check.check_invariants()
 
     # --- what happened ------------------------------------------------------------------------------------------------
@@ -153,6 +164,8 @@ class ValidatorCore:
                 self._on_feed(now_s)
             case CommitmentsArrived():
                 self._on_commitments(event)
+            case MergeArrived() | ReductionEnded() | ReductionUnavailable():
+                self._on_reduction(event, now_s)
             case LedgerArrived():
                 self._errands.ledger_arrived()
                 self._duty.on_ledger(event.ledger, now_s)
@@ -186,14 +199,34 @@ class ValidatorCore:
         if current is not None and current.outer_step == event.outer_step and current.commitments is None:
             current.commitments = event.commitments
 
+    def _on_reduction(self, event: MergeArrived | ReductionEnded | ReductionUnavailable, now_s: float) -> None:
+        if isinstance(event, MergeArrived):
+            self._errands.succeeded(FetchMerge(event.record.stage_index, event.record.outer_step))
+        if self._round is None:
+            return
+        match event:
+            case MergeArrived(record):
+                if record.outer_step == self._round.outer_step:
+                    self._round.reductions.on_merge(record.stage_index, record)
+            case ReductionEnded():
+                self._round.reductions.on_reduced(event)
+            case ReductionUnavailable():
+                self._notices += self._round.reductions.on_unavailable(event, now_s)
+
     def _on_failed(self, event: OrchestratorFailed | ChainFailed, now_s: float) -> None:
         retry = event.retry if isinstance(event, OrchestratorFailed) else True
         if not self._errands.failed(event.effect, retry, now_s):
             return
         current = self._round
+        if isinstance(event.effect, FetchMerge):
+            if current is not None and current.outer_step == event.effect.outer_step:
+                current.reductions.on_merge(event.effect.stage_index, None)
+            fields = {**asdict(event.effect), "detail": event.detail}
+            self._notices.append(Notice("warning", "merge_not_known", fields))
+            return
         if isinstance(event.effect, SendVerdict):
-            fields = {"miner": event.effect.verdict.miner, "detail": event.detail}
-            self._notices.append(Notice("warning", "verdict_not_sent", fields))
+            missing = {"miner": event.effect.verdict.miner, "detail": event.detail}
+            self._notices.append(Notice("warning", "verdict_not_sent", missing))
             return
         if current is not None and current.targets is None and not isinstance(event, ChainFailed):
             current.targets = []
@@ -237,6 +270,7 @@ class ValidatorCore:
             return self._begin_round()
         if current.targets is None:
             return self._draw(current)
+        self._ask_for_merges(current)
         if current.check is not None:
             return self._pursue(current, current.check, effects, now_s)
         if current.targets:
@@ -245,6 +279,8 @@ class ValidatorCore:
             current.check = Check(self._spec, target, checkpoint, self._rng)
             current.check.start(now_s)
             return True
+        if not current.has_judged_reductions:
+            return self._reduce(current, effects, now_s)
         if self._errands.has_verdicts:
             return False
         self._end_round(current.outer_step)
@@ -260,11 +296,10 @@ class ValidatorCore:
         if 0 <= self._last_round < newest - 1:
             skipped = {"first": self._last_round + 1, "last": newest - 1}
             self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
-        if self._spec.validation.checks_per_outer_step == 0 or self._spec.inner.inner_state != "reset":
-            # With optimizer state that is kept, a log does not follow from the public anchor.
+        if self._num_checks == 0 and self._spec.validation.reductions_per_outer_step == 0:
             self._end_round(newest)
             return True
-        self._round = _Round(newest)
+        self._round = _Round(newest, ReductionCheck(self._spec, newest, self._rng))
         self._errands.add(FetchCommitments(newest))
         self._errands.add(FetchLedger(window_start(newest, self._spec)))
         return False
@@ -277,11 +312,10 @@ class ValidatorCore:
         targets = _targets(current.commitments, current.ledger, outer_step)
         there = {hotkey for hotkey in targets if self._members.was_there(hotkey, outer_step)}
         for record in current.ledger.verdicts:
-            if record.validator == self._hotkey:
+            if record.validator == self._hotkey and record.verdict.subject is not Subject.REDUCTION:
                 miner, checked = record.verdict.miner, record.verdict.outer_step
                 self._last_checked[miner] = max(checked, self._last_checked.get(miner, -1))
-        num_checks = self._spec.validation.checks_per_outer_step
-        drawn = draw_miners(there, self._last_checked, outer_step, num_checks, self._rng)
+        drawn = draw_miners(there, self._last_checked, outer_step, self._num_checks, self._rng)
         current.targets = [targets[hotkey] for hotkey in drawn]
         return True
 
@@ -345,11 +379,47 @@ class ValidatorCore:
             num_operations=ending.num_operations,
             reason=ending.detail[:_REASON_CHARS_MAX],
         )
-        current.verdicts[target.miner] = verdict
-        self.num_checks += 1
-        self.num_failed += not passed
-        self._errands.add(SendVerdict(verdict))
+        self._judge(current, verdict)
         self._notices.append(Notice("info" if passed else "warning", "check_ended", {**fields, "passed": passed}))
+
+    @property
+    def _num_checks(self) -> int:
+        """Miners to check in a round. With optimizer state that is kept, a log does not follow from the public
+        anchor."""
+        return self._spec.validation.checks_per_outer_step if self._spec.inner.inner_state == "reset" else 0
+
+    def _ask_for_merges(self, current: _Round) -> None:
+        """Fetches how each stage was merged, once it was."""
+        if self._spec.validation.reductions_per_outer_step == 0:
+            return
+        for stage_index in range(self._spec.num_stages):
+            if current.reductions.knows(stage_index):
+                continue
+            if self._members.has_merged(stage_index, current.outer_step):
+                self._errands.add(FetchMerge(stage_index, current.outer_step))
+            elif self._members.finished:
+                current.reductions.on_merge(stage_index, None)
+
+    def _reduce(self, current: _Round, effects: list[Effect], now_s: float) -> bool:
+        """Reduces the drawn partitions again, one after the other, and judges their reducers at the end."""
+        effects += current.reductions.pump(now_s)
+        if not current.reductions.is_over:
+            return False
+        current.has_judged_reductions = True
+        for verdict in current.reductions.verdicts():
+            self._judge(current, verdict)
+            if not verdict.passed:
+                fields = {"miner": verdict.miner, "outer_step": verdict.outer_step, "detail": verdict.reason}
+                self._notices.append(Notice("warning", "wrong_mean", fields))
+        fields = {"outer_step": current.outer_step, "num_partitions": current.reductions.num_reduced}
+        self._notices.append(Notice("info", "reductions_checked", fields))
+        return True
+
+    def _judge(self, current: _Round, verdict: Verdict) -> None:
+        current.verdicts[verdict.miner, verdict.subject] = verdict
+        self.num_checks += 1
+        self.num_failed += not verdict.passed
+        self._errands.add(SendVerdict(verdict))
 
     def _end_round(self, outer_step: int) -> None:
         self._round = None

@@ -8,10 +8,12 @@ nothing.
 | --- | --- |
 | FetchCommitments | CommitmentsArrived, OrchestratorFailed |
 | FetchLedger | LedgerArrived, OrchestratorFailed |
+| FetchMerge | MergeArrived, OrchestratorFailed |
 | SendVerdict | VerdictSent, OrchestratorFailed |
 | FetchLog | LogArrived, LogFailed |
 | FetchEvidence | EvidenceArrived, EvidenceFailed |
 | Replay | ReplayEnded, ReplayUnavailable |
+| Reduce | ReductionEnded, ReductionUnavailable |
 | FetchMetagraph | MetagraphArrived, ChainFailed |
 | SetWeights | WeightsSet, WeightsRefused, ChainFailed |
 | Notice | nothing: it is a line for the log |
@@ -29,6 +31,7 @@ from torch import Tensor
 from orion.common.ids import Digest, Direction, Hotkey
 from orion.common.protocol.messages import (
     CheckpointRef,
+    Contribution,
     Feed,
 )
 from orion.common.protocol.records import (
@@ -37,6 +40,7 @@ from orion.common.protocol.records import (
     EvidenceRequest,
     Ledger,
     LogEntry,
+    MergeRecord,
     Verdict,
 )
 
@@ -80,6 +84,17 @@ class ReplayResult:
     num_foreign_inputs: int
     """Inputs whose token ids are not those of their data id. Somebody before this miner changed them."""
     failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReductionTask:
+    """A partition to reduce again."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    contributions: tuple[Contribution, ...]
+    """In the order in which they are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,13 @@ class LedgerArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeArrived:
+    """How a stage's outer step was merged."""
+
+    record: MergeRecord
+
+
+@dataclass(frozen=True, slots=True)
 class LogArrived:
     miner: Hotkey
     outer_step: int
@@ -196,6 +218,30 @@ class ReplayUnavailable:
 
 
 @dataclass(frozen=True, slots=True)
+class ReductionEnded:
+    """What an honest reducer delivers for a partition."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    digest: Digest | None
+    """Of the mean's object; None: no contribution was fit to enter it."""
+    excluded: tuple[Hotkey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReductionUnavailable:
+    """The validator itself could not reduce: an object was not to be had. Nobody's fault."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    detail: str
+    retry: bool
+    """Whether it may well go better in a while."""
+
+
+@dataclass(frozen=True, slots=True)
 class VerdictSent:
     verdict: Verdict
 
@@ -231,6 +277,12 @@ class FetchLedger:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchMerge:
+    stage_index: int
+    outer_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class FetchLog:
     miner: Hotkey
     url: str
@@ -254,6 +306,11 @@ class FetchEvidence:
 @dataclass(frozen=True, slots=True)
 class Replay:
     task: ReplayTask
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    task: ReductionTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +345,7 @@ class Notice:
 class OrchestratorFailed:
     """The orchestrator was not reached, or refused."""
 
-    effect: FetchCommitments | FetchLedger | SendVerdict
+    effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict
     detail: str
     retry: bool
     """False when it refused for good."""
@@ -307,12 +364,15 @@ Event = (
     | FeedArrived
     | CommitmentsArrived
     | LedgerArrived
+    | MergeArrived
     | LogArrived
     | LogFailed
     | EvidenceArrived
     | EvidenceFailed
     | ReplayEnded
     | ReplayUnavailable
+    | ReductionEnded
+    | ReductionUnavailable
     | VerdictSent
     | MetagraphArrived
     | WeightsSet
@@ -324,9 +384,11 @@ Event = (
 Effect = (
     FetchCommitments
     | FetchLedger
+    | FetchMerge
     | FetchLog
     | FetchEvidence
     | Replay
+    | Reduce
     | SendVerdict
     | FetchMetagraph
     | SetWeights

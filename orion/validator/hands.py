@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from orion.common.config import RunSpec
 from orion.common.errors import DataError, TransportError
 from orion.common.ids import Digest, Direction, Hotkey
-from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.anchor_loader import AnchorLoader, ObjectSource
 from orion.common.net.chain import Chain, ChainError
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol import routes
@@ -30,9 +30,12 @@ from orion.common.protocol.records import (
     CommittedLog,
     Ledger,
     LogRequest,
+    MergeRecord,
     Verdict,
 )
+from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
+from orion.common.train.partition import partition_bounds
 from orion.validator.events import (
     ChainFailed,
     ChainView,
@@ -45,14 +48,20 @@ from orion.validator.events import (
     FetchEvidence,
     FetchLedger,
     FetchLog,
+    FetchMerge,
     FetchMetagraph,
     FetchProblem,
     LedgerArrived,
     LogArrived,
     LogFailed,
+    MergeArrived,
     MetagraphArrived,
     Notice,
     OrchestratorFailed,
+    Reduce,
+    ReductionEnded,
+    ReductionTask,
+    ReductionUnavailable,
     Replay,
     ReplayEnded,
     ReplayTask,
@@ -75,6 +84,8 @@ class Orchestrator(Protocol):
     async def commitments(self, outer_step: int) -> Commitments: ...
 
     async def ledger(self, from_outer_step: int) -> Ledger: ...
+
+    async def merge(self, stage_index: int, outer_step: int) -> MergeRecord: ...
 
     async def verdict(self, verdict: Verdict) -> Done: ...
 
@@ -101,6 +112,7 @@ class Hands:
         anchors: AnchorLoader,
         chain: Chain,
         *,
+        objects: ObjectSource,
         tokens: TokenSource,
         device: torch.device,
         compute_dtype: torch.dtype,
@@ -108,11 +120,12 @@ class Hands:
         on_device: Offload,
         offload: Offload = in_thread,
     ) -> None:
-        """`on_device` computes replays, one after the other; `offload` reads bodies."""
+        """`on_device` computes replays and reductions, one after the other; `offload` reads bodies."""
         self._spec = spec
         self._orchestrator = orchestrator
         self._miners = miners
         self._anchors = anchors
+        self._objects = objects
         self._chain = chain
         self._weights_version_key = weights_version_key
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
@@ -122,7 +135,7 @@ class Hands:
     async def carry_out(self, effect: Effect) -> Event | None:
         """Does it, and gives the event that it ends as; a notice ends as nothing."""
         match effect:
-            case FetchCommitments() | FetchLedger() | SendVerdict():
+            case FetchCommitments() | FetchLedger() | FetchMerge() | SendVerdict():
                 return await self._ask_orchestrator(effect)
             case FetchLog():
                 return await self._fetch_log(effect)
@@ -130,6 +143,8 @@ class Hands:
                 return await self._fetch_evidence(effect)
             case Replay():
                 return await self._replay_task(effect.task)
+            case Reduce():
+                return await self._reduce(effect.task)
             case FetchMetagraph():
                 return await self._read_chain(effect)
             case SetWeights():
@@ -137,7 +152,7 @@ class Hands:
             case Notice():
                 return None
 
-    async def _ask_orchestrator(self, effect: FetchCommitments | FetchLedger | SendVerdict) -> Event:
+    async def _ask_orchestrator(self, effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict) -> Event:
         try:
             match effect:
                 case FetchCommitments():
@@ -146,6 +161,9 @@ class Hands:
                     )
                 case FetchLedger():
                     return LedgerArrived(await self._orchestrator.ledger(effect.from_outer_step))
+                case FetchMerge():
+                    record = await self._orchestrator.merge(effect.stage_index, effect.outer_step)
+                    return MergeArrived(record)
                 case SendVerdict():
                     await self._orchestrator.verdict(effect.verdict)
                     return VerdictSent(effect.verdict)
@@ -207,6 +225,20 @@ class Hands:
         except (TransportError, RefusedError, DataError, torch.OutOfMemoryError) as error:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
         return ReplayEnded(task.miner, task.outer_step, result)
+
+    async def _reduce(self, task: ReductionTask) -> Event:
+        spec, index = self._spec, task.partition_index
+        named = (task.stage_index, task.outer_step, index)
+        partition = partition_bounds(spec.stage_sizes[task.stage_index], spec.num_partitions)[index]
+        refs = slice_refs(spec.codec, partition.num_params, task.contributions, index)
+        try:
+            bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
+        except (TransportError, RefusedError) as error:
+            return ReductionUnavailable(*named, f"{type(error).__name__}: {error}", _may_pass(error))
+        slices = slices_in_order(task.contributions, bodies)
+        reduction = await self._on_device(partial(reduce_partition, spec.codec, partition.num_params, slices))
+        digest = None if reduction.mean is None else reduction.mean.digest
+        return ReductionEnded(*named, digest, tuple(exclusion.hotkey for exclusion in reduction.excluded))
 
     async def _read_chain(self, effect: FetchMetagraph) -> Event:
         try:

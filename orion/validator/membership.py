@@ -16,6 +16,7 @@ class Membership:
         self._spec = spec
         self._version = -1
         self._peers: dict[Hotkey, Peer] = {}
+        self._outer_steps: dict[int, int] = {}
         self._active_since: dict[Hotkey, int] = {}
         self._checkpoints: dict[int, list[CheckpointRef]] = {}
         self.finished = False
@@ -29,7 +30,7 @@ class Membership:
         self._version = feed.version
         self.finished = feed.finished
         self._peers = {peer.hotkey: peer for peer in feed.peers if peer.state is not MemberState.GONE}
-        outer_steps = {stage.stage_index: stage.outer_step for stage in feed.stages}
+        outer_steps = self._outer_steps = {stage.stage_index: stage.outer_step for stage in feed.stages}
         self._active_since = {
             peer.hotkey: self._active_since.get(peer.hotkey, outer_steps.get(peer.stage_index, 0))
             for peer in self._peers.values()
@@ -43,6 +44,10 @@ class Membership:
         committed = [stage.outer_step if stage.phase is Phase.MERGE else stage.outer_step - 1 for stage in feed.stages]
         newest = min(min(committed, default=-1), self._spec.outer_steps - 1)
         self.checkable_outer_step = newest if newest >= 0 else None
+
+    def has_merged(self, stage_index: int, outer_step: int) -> bool:
+        """Whether a stage has left an outer step behind, as far as was seen: how it was merged is public then."""
+        return self._outer_steps.get(stage_index, 0) > outer_step
 
     def url(self, hotkey: Hotkey) -> str | None:
         """Where a member's peer server listens; None for who is no member."""

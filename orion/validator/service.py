@@ -50,7 +50,8 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
     async with RpcClient(keypair, spec.digest, clock) as rpc:
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
         tokens = await _open_data(orchestrator, spec, config, rng, clock)
-        anchors = AnchorLoader(orchestrator, ObjectClient(orchestrator), spec)
+        objects = ObjectClient(orchestrator)
+        anchors = AnchorLoader(orchestrator, objects, spec)
         device_thread = OwnThread("replay")
         hands = Hands(
             spec,
@@ -58,6 +59,7 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
             rpc,
             anchors,
             chain,
+            objects=objects,
             tokens=tokens,
             device=device,
             compute_dtype=compute_dtype(device),

@@ -38,7 +38,8 @@ def test_the_loss_falls(learned: Result) -> None:
 def test_anchors_are_byte_equal_and_checks_pass(learned: Result) -> None:
     # That every anchor of every outer step is the same on all replicas is an invariant, checked as they are reached.
     assert learned.status.anchors_equal
-    assert learned.status.num_checks == 4
+    # In each of four outer steps one log, and two partitions, which have two to four reducers.
+    assert 4 * (1 + 2) <= learned.status.num_checks <= 4 * (1 + 4)
     assert learned.status.num_verdicts_failed == 0
 
 

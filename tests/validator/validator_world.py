@@ -29,6 +29,7 @@ from orion.common.protocol.records import (
     EvidenceRequest,
     Ledger,
     LogEntry,
+    MergeRecord,
     Verdict,
     VerdictRecord,
     WorkRecord,
@@ -49,14 +50,19 @@ from orion.validator.events import (
     FetchEvidence,
     FetchLedger,
     FetchLog,
+    FetchMerge,
     FetchMetagraph,
     FetchProblem,
     LedgerArrived,
     LogArrived,
     LogFailed,
+    MergeArrived,
     MetagraphArrived,
     Notice,
     OrchestratorFailed,
+    Reduce,
+    ReductionEnded,
+    ReductionUnavailable,
     Replay,
     ReplayEnded,
     ReplayUnavailable,
@@ -78,8 +84,9 @@ def hotkey(stage_index: int, replica: int = 0) -> Hotkey:
     return Hotkey("5" + f"M{stage_index + 1}R{replica + 1}".ljust(47, "x"))
 
 
-def make_spec(**changes: object) -> RunSpec:
-    """A run of three nano stages, with steps large enough to show whether they were taken."""
+def make_spec(validation: Mapping[str, object] | None = None, **changes: object) -> RunSpec:
+    """A run of three nano stages, with steps large enough to show whether they were taken; merges are not looked at
+    where a test does not ask for it."""
     tree: dict[str, object] = {
         "run_id": "test",
         "seed": 3,
@@ -92,6 +99,7 @@ def make_spec(**changes: object) -> RunSpec:
         "microbatches_per_step": 2,
         "inner": {"lr_matrix": 0.05, "lr_other": 0.05, "schedule": {"num_warmup_steps": 0}},
         "time_limits": {"transfer_grace_s": 10.0},
+        "validation": {"reductions_per_outer_step": 0, **(validation or {})},
     }
     return RunSpec.parse({**tree, **changes}, "test")
 
@@ -343,6 +351,10 @@ class World:
     view: ChainView | None = None
     """None: the chain is not reached."""
     refusal: WeightsRefused | None = None
+    merges: dict[int, MergeRecord] = field(default_factory=dict)
+    """By stage; of the others nothing is known."""
+    reduced: dict[tuple[int, int], ReductionEnded] = field(default_factory=dict)
+    """By stage and partition; other partitions cannot be reduced here."""
     verdicts: dict[Hotkey, Verdict] = field(default_factory=dict)
     weights: list[Mapping[int, float]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
@@ -381,6 +393,10 @@ class World:
         match effect:
             case FetchLog() | FetchEvidence() | Replay():
                 return self._answer_of_miner(effect)
+            case Reduce(task):
+                named = (task.stage_index, task.outer_step, task.partition_index)
+                unavailable = ReductionUnavailable(*named, "planted", retry=False)
+                return self.reduced.get((task.stage_index, task.partition_index), unavailable)
             case FetchMetagraph() | SetWeights():
                 return self._answer_of_chain(effect)
             case Notice():
@@ -389,7 +405,9 @@ class World:
             case _:
                 return self._answer_of_orchestrator(effect)
 
-    def _answer_of_orchestrator(self, effect: FetchCommitments | FetchLedger | SendVerdict) -> Event | None:
+    def _answer_of_orchestrator(
+        self, effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict
+    ) -> Event | None:
         if self.orchestrator_problem is not None:
             return OrchestratorFailed(effect, "planted", retry=self.orchestrator_problem)
         match effect:
@@ -397,6 +415,10 @@ class World:
                 return CommitmentsArrived(effect.outer_step, self.commitments(effect.outer_step))
             case FetchLedger():
                 return LedgerArrived(self.ledger())
+            case FetchMerge():
+                if effect.stage_index not in self.merges:
+                    return OrchestratorFailed(effect, "not kept", retry=False)
+                return MergeArrived(self.merges[effect.stage_index])
             case SendVerdict():
                 self.verdicts[effect.verdict.miner] = effect.verdict
                 return VerdictSent(effect.verdict)
