@@ -3,7 +3,12 @@
 Parses, and hands over to the module that measures. That module is imported only once its benchmark is asked for.
 """
 
+import json
+from typing import Annotated
+
 import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
 
 bench_app = typer.Typer(help="Measures what docs/RESULTS.md reports.", no_args_is_help=True)
 
@@ -11,3 +16,20 @@ bench_app = typer.Typer(help="Measures what docs/RESULTS.md reports.", no_args_i
 @bench_app.callback()
 def bench() -> None:
     """Measures what docs/RESULTS.md reports."""
+
+
+@bench_app.command()
+def clasp(
+    trials: Annotated[int, typer.Option(min=1, max=10_000, help="Trials of each setting.")] = 200,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """How surely CLASP finds miners that raise their paths' losses, and how often it accuses others."""
+    from orion.simulator.clasp_study import format_row, run_study, study_report
+
+    rows = run_study(trials, seed)
+    if as_json:
+        print(json.dumps(study_report(rows, seed)))
+        return
+    for row in rows:
+        print(format_row(row))
