@@ -11,8 +11,8 @@ from orion.common.clock import SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError
 from orion.common.ids import Hotkey
-from orion.common.net.chain import ChainLedger
 from orion.common.net.chain_server import HttpChain, serve_chain
+from orion.common.net.memory_chain import ChainLedger
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol.signing import Keypair
 from orion.common.train.data import prepare

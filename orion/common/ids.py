@@ -19,6 +19,11 @@ PROTOCOL_VERSION = 1
 """Raised when a message changes its meaning; both sides of a request must have the same."""
 
 
+SPEC_VERSION = 1
+"""The version key that chain weights are set with. Raised when weights come to mean something else; the subnet's owner
+then raises the lowest key that the chain takes, and validators that have not updated are refused."""
+
+
 class Direction(StrEnum):
     """Which way a tensor crosses a stage boundary."""
 

@@ -12,7 +12,8 @@ from blake3 import blake3
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.net.chain import ChainLedger, Hyperparameters
+from orion.common.net.chain import Hyperparameters
+from orion.common.net.memory_chain import ChainLedger
 from orion.common.protocol.records import (
     LossPoint,
     LossQuery,

@@ -10,7 +10,7 @@ import torch
 
 from orion.common.ids import Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
-from orion.common.net.chain import MemoryChain
+from orion.common.net.memory_chain import MemoryChain
 from orion.common.offload import in_place
 from orion.common.protocol.messages import Feed
 from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator, SimulatedRpc
@@ -42,12 +42,11 @@ class ValidatorHost(Host):
             orchestrator,
             SimulatedRpc(hotkey),
             AnchorLoader(orchestrator, objects, world.spec, in_place),
-            MemoryChain(world.ledger),
+            MemoryChain(world.ledger, hotkey),
             objects=objects,
             tokens=world.tokens,
             device=HOST_DEVICE,
             compute_dtype=torch.float32,
-            weights_version_key=0,
             on_device=in_place,
             offload=in_place,
         )

@@ -9,7 +9,8 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from orion.common.config import RunSpec
-from orion.common.net.chain import ChainLedger, Metagraph
+from orion.common.net.chain import Metagraph
+from orion.common.net.memory_chain import ChainLedger
 from orion.simulator.clock import VirtualClock
 from orion.simulator.event_log import EventLog
 from orion.simulator.network import Network

@@ -24,8 +24,6 @@ class ValidatorConfig(BaseModel):
     """Added to the process's niceness, so that on a shared machine checks give way to training."""
     follow: bool = False
     """Stay after the run has finished."""
-    weights_version_key: Annotated[int, Field(ge=0)] = 0
-    """Version key that chain weights are set with; the subnet may demand a lowest one."""
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
     """How often deadlines are looked at."""
     feed_wait_s: Annotated[float, Field(gt=0, le=30)] = 20.0

@@ -109,8 +109,8 @@ class ChainView:
     """Slot of the subnet owner's hotkey, to which the burn share goes; None when it has none."""
     has_permit: bool
     """Whether this validator may set weights."""
-    epoch_s: float
-    """Seconds from epoch to epoch; permits change then."""
+    next_epoch_s: float | None
+    """Seconds until the next epoch, when permits change; None = there are no epochs."""
     last_update_block: int | None
     """When this validator last set weights; None = never."""
     weights_rate_limit_blocks: int

@@ -116,7 +116,6 @@ class Hands:
         tokens: TokenSource,
         device: torch.device,
         compute_dtype: torch.dtype,
-        weights_version_key: int,
         on_device: Offload,
         offload: Offload = in_thread,
     ) -> None:
@@ -127,7 +126,6 @@ class Hands:
         self._anchors = anchors
         self._objects = objects
         self._chain = chain
-        self._weights_version_key = weights_version_key
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
         self._on_device = on_device
         self._offload = offload
@@ -244,6 +242,7 @@ class Hands:
         try:
             metagraph = await self._chain.metagraph()
             rules = await self._chain.hyperparameters()
+            blocks_to_epoch = await self._chain.blocks_to_epoch()
         except (TransportError, ChainError) as error:
             return ChainFailed(effect, str(error))
         own = metagraph.neuron_of(self._miners.hotkey)
@@ -254,7 +253,7 @@ class Hands:
             uids={neuron.hotkey: neuron.uid for neuron in metagraph.neurons},
             owner_uid=None if owner is None else owner.uid,
             has_permit=own is not None and own.validator_permit,
-            epoch_s=rules.tempo * rules.block_s,
+            next_epoch_s=None if blocks_to_epoch is None else blocks_to_epoch * rules.block_s,
             last_update_block=None if own is None else own.last_update_block,
             weights_rate_limit_blocks=rules.weights_rate_limit_blocks,
             weight_max=rules.max_weight,
@@ -262,10 +261,9 @@ class Hands:
         return MetagraphArrived(view)
 
     async def _set_weights(self, effect: SetWeights) -> Event:
-        hotkey = self._miners.hotkey
         try:
             try:
-                await self._chain.set_weights(hotkey, effect.weights, version_key=self._weights_version_key)
+                await self._chain.set_weights(effect.weights)
             except ChainError as error:
                 if error.retry_after_blocks is None:
                     return WeightsRefused(str(error), None)

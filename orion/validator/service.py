@@ -63,7 +63,6 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
             tokens=tokens,
             device=device,
             compute_dtype=compute_dtype(device),
-            weights_version_key=config.weights_version_key,
             on_device=device_thread,
         )
         core = ValidatorCore(spec, rpc.hotkey, rng)

@@ -23,8 +23,8 @@ from orion.validator.weights import chain_weights
 REFUSALS_MAX = 20
 """Refusals in a row that say "later" before a set of weights is given up."""
 
-PERMIT_LOOKS = 5
-"""Looks for a permit, a quarter of an epoch apart: it would come at an epoch, and one lies between them."""
+PERMIT_LOOKS = 3
+"""Looks for a permit: at once and after each of the next two epochs, as it comes at an epoch."""
 
 
 class WeightDuty:
@@ -111,9 +111,9 @@ class WeightDuty:
     def _decide(self, ledger: Ledger, view: ChainView, now_s: float) -> list[Notice]:
         if not view.has_permit:
             self._num_looks += 1
-            if self._num_looks >= PERMIT_LOOKS:
+            if self._num_looks >= PERMIT_LOOKS or view.next_epoch_s is None:
                 return [self._abandon("no permit", "this hotkey may not set weights on the subnet")]
-            self._wait(view.epoch_s / (PERMIT_LOOKS - 1), now_s)
+            self._wait(view.next_epoch_s + view.block_s, now_s)
             return []
         if view.last_update_block is not None:
             blocks_left = view.last_update_block + view.weights_rate_limit_blocks - view.block

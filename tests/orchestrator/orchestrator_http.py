@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from orion.common.config import RunSpec
-from orion.common.net.chain import ChainLedger, Hyperparameters, MemoryChain, Metagraph
+from orion.common.net.chain import Hyperparameters, Metagraph
+from orion.common.net.memory_chain import ChainLedger, MemoryChain
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol.signing import Keypair, hotkey_of, keypair_from_uri

@@ -35,7 +35,7 @@ VIEW = ChainView(
     uids={A: 1, B: 2, C: 3},
     owner_uid=0,
     has_permit=True,
-    epoch_s=40.0,
+    next_epoch_s=40.0,
     last_update_block=None,
     weights_rate_limit_blocks=100,
     weight_max=1.0,
@@ -447,7 +447,7 @@ def test_the_chain_is_asked_again_when_it_says_later_and_not_when_it_says_no(hon
 def test_without_a_permit_no_weights_are_set(honest: list[WorkingMiner]) -> None:
     world = world_of(honest, view=replace(VIEW, has_permit=False))
     world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
-    world.pass_time(39)
+    world.pass_time(2 * (40 + 12) - 1)
     assert not world.core.is_done
     world.pass_time(2)
     assert not world.weights
@@ -455,11 +455,13 @@ def test_without_a_permit_no_weights_are_set(honest: list[WorkingMiner]) -> None
     assert world.core.is_done
 
 
-def test_a_permit_that_comes_within_an_epoch_is_used(honest: list[WorkingMiner]) -> None:
+def test_a_permit_that_comes_with_the_next_epoch_is_used(honest: list[WorkingMiner]) -> None:
     world = world_of(honest, view=replace(VIEW, has_permit=False))
     world.give_feed(outer_step=1, phase=Phase.DONE, finished=True)
     world.view = VIEW
-    world.pass_time(11)
+    world.pass_time(40 + 11)
+    assert not world.weights
+    world.pass_time(2)
     assert len(world.weights) == 1
 
 

@@ -16,8 +16,9 @@ from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey, Phase
 from orion.common.net.aiohttp_server import GATE, build_app, json_answer, serve, signed_json
-from orion.common.net.chain import ChainLedger, Hyperparameters, MemoryChain
+from orion.common.net.chain import Hyperparameters
 from orion.common.net.gate import Gate
+from orion.common.net.memory_chain import ChainLedger, MemoryChain
 from orion.common.net.tensor_server import tensor_answer
 from orion.common.protocol import routes
 from orion.common.protocol.codec import encode
@@ -177,7 +178,7 @@ def make_chain() -> tuple[ChainLedger, MemoryChain]:
     for name in (hotkey_of(VALIDATOR), *MINERS):
         ledger.register(name)
     ledger.advance_to(rules.tempo)
-    return ledger, MemoryChain(ledger)
+    return ledger, MemoryChain(ledger, hotkey_of(VALIDATOR))
 
 
 @pytest.mark.parametrize("data_is_there", [True, False])

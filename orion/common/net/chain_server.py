@@ -13,18 +13,21 @@ from pydantic import Field
 
 from orion.common.clock import Clock
 from orion.common.errors import TransportError
-from orion.common.ids import Hotkey
+from orion.common.ids import SPEC_VERSION, Hotkey
 from orion.common.net.aiohttp_server import build_app, json_answer, serve, signed_json
 from orion.common.net.chain import (
     ChainError,
     ChainFault,
-    ChainLedger,
     Hyperparameters,
     Metagraph,
-    check_axon_url,
+    WeightsCommit,
+    WeightsReceipt,
+    axon_of,
     check_weights,
+    shares_of,
 )
 from orion.common.net.gate import Gate
+from orion.common.net.memory_chain import ChainLedger
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol import routes
 from orion.common.protocol.fields import Count, Ss58, Text
@@ -148,7 +151,7 @@ class ChainServer:
     async def _weights_of(self, request: web.Request) -> web.Response:
         _, query = await signed_json(request, _WeightsQuery)
         try:
-            shares = self._now().weight_shares_of(query.hotkey)
+            shares = shares_of(self._now().weights_of(query.hotkey))
         except ChainError as error:
             return json_answer(_WeightShares(fault=error.fault))
         weights = tuple(_Weight(uid=uid, weight=share) for uid, share in shares.items())
@@ -197,11 +200,18 @@ class HttpChain:
             raise TransportError(f"{_REGISTER}: the answer names no uid")
         return result.uid
 
-    async def set_weights(self, hotkey: Hotkey, weights: Mapping[int, float], version_key: int) -> None:
-        self._require_own(hotkey)
+    async def blocks_to_epoch(self) -> int | None:
+        tempo = (await self.hyperparameters()).tempo
+        return tempo - await self.block() % tempo
+
+    async def commits_of(self, hotkey: Hotkey) -> tuple[WeightsCommit, ...]:
+        return ()
+
+    async def set_weights(self, weights: Mapping[int, float]) -> WeightsReceipt:
         check_weights(weights)
         entries = tuple(_Weight(uid=uid, weight=weight) for uid, weight in weights.items())
-        await self._submit(_WEIGHTS, _SetWeights(weights=entries, version_key=version_key))
+        await self._submit(_WEIGHTS, _SetWeights(weights=entries, version_key=SPEC_VERSION))
+        return WeightsReceipt(block=await self.block(), is_timelocked=False)
 
     async def weights_of(self, hotkey: Hotkey) -> dict[int, float]:
         answer = await self._rpc.call(
@@ -216,9 +226,8 @@ class HttpChain:
             raise ChainError(answer.fault.code, answer.fault.message, answer.fault.retry_after_blocks)
         return {item.uid: item.weight for item in answer.weights}
 
-    async def serve_axon(self, hotkey: Hotkey, url: str) -> None:
-        self._require_own(hotkey)
-        check_axon_url(url)
+    async def serve_axon(self, url: str) -> None:
+        axon_of(url)
         await self._submit(_AXON, _ServeAxon(url=url))
 
     async def _submit(self, route: str, message: Message) -> _Result:
@@ -228,7 +237,3 @@ class HttpChain:
         if result.fault is not None:
             raise ChainError(result.fault.code, result.fault.message, result.fault.retry_after_blocks)
         return result
-
-    def _require_own(self, hotkey: Hotkey) -> None:
-        if hotkey != self._rpc.hotkey:
-            raise ValueError(f"this client signs as {self._rpc.hotkey}, not as {hotkey}")

@@ -1,283 +1,181 @@
-"""The chain's seam over both implementations, and the rules of the ledger behind them."""
+"""The chain's contract: one suite over every implementation of the seam."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from net_loopback import ManualClock
+from chain_worlds import ChainWorld, memory_world
 
-from orion.common.errors import TransportError
-from orion.common.ids import Hotkey
+from orion.common.ids import SPEC_VERSION, Hotkey
 from orion.common.net.chain import (
-    Chain,
+    REMEDIES,
     ChainError,
     ChainErrorCode,
-    ChainLedger,
-    Hyperparameters,
-    MemoryChain,
-    Metagraph,
+    axon_of,
+    url_of,
 )
-from orion.common.net.chain_server import CHAIN_HOTKEY, HttpChain, serve_chain
-from orion.common.net.rpc import RpcClient
-from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, hotkey_of, keypair_from_uri
 
-KEYS = {name: keypair_from_uri(f"//{name}") for name in ("owner", "validator", "poor", "miner0", "miner1", "miner2")}
-OWNER, VALIDATOR, POOR, MINER0, MINER1, MINER2 = map(hotkey_of, KEYS.values())
-RULES = Hyperparameters(
-    tempo=10,
-    weights_rate_limit_blocks=5,
-    min_allowed_weights=2,
-    max_weight=0.8,
-    weights_version=3,
-    max_uids=5,
-    max_validators=1,
-    immunity_blocks=8,
-    block_s=2.0,
+OWNER, VALIDATOR, MINER0, MINER1, STRANGER = (
+    keypair_from_uri(f"//contract/{name}") for name in ("owner", "validator", "miner0", "miner1", "stranger")
 )
 
 
-def new_ledger() -> ChainLedger:
-    return ChainLedger(RULES, owner=OWNER, stakes={VALIDATOR: 100.0, POOR: 0.5, MINER0: 10.0})
-
-
-@dataclass
-class World:
-    """A chain as each hotkey reaches it, and what lets blocks pass."""
-
-    chain_of: Callable[[Hotkey], Chain]
-    pass_blocks: Callable[[int], None]
-
-
-def memory_world() -> World:
-    ledger = new_ledger()
-    return World(lambda hotkey: MemoryChain(ledger), lambda count: ledger.advance_to(ledger.block + count))
-
-
-async def http_world(stack: AsyncExitStack) -> World:
-    clock = ManualClock(1.8e9)
-    port = await stack.enter_async_context(serve_chain("127.0.0.1", 0, new_ledger(), clock))
-    chains: dict[Hotkey, Chain] = {}
-    for keypair in KEYS.values():
-        rpc = await stack.enter_async_context(RpcClient(keypair, None, clock))
-        chains[hotkey_of(keypair)] = HttpChain(rpc, f"http://127.0.0.1:{port}")
-
-    def pass_blocks(count: int) -> None:
-        clock.time_s += count * RULES.block_s
-
-    return World(chains.__getitem__, pass_blocks)
-
-
-@pytest.fixture(params=["memory", "http"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+@pytest.fixture(params=["memory"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[ChainWorld]:
     async with AsyncExitStack() as stack:
-        yield memory_world() if request.param == "memory" else await http_world(stack)
+        yield await stack.enter_async_context(memory_world(hotkey_of(OWNER), VALIDATOR))
 
 
-async def fault(chain: Chain, hotkey: Hotkey, weights: Mapping[int, float], version_key: int = 3) -> ChainError:
+async def set_weights_fault(world: ChainWorld, keypair: Keypair, weights: Mapping[int, float]) -> ChainError:
     with pytest.raises(ChainError) as caught:
-        await chain.set_weights(hotkey, weights, version_key)
+        await world.chain_of(keypair).set_weights(weights)
+    assert REMEDIES[caught.value.code] in str(caught.value)
     return caught.value
 
 
-async def test_registration_gives_uids_in_order_and_repeats_its_answer(world: World) -> None:
-    for _ in range(2):
-        uids = [await world.chain_of(hotkey).register(hotkey) for hotkey in (VALIDATOR, MINER0, MINER1)]
-        assert uids == [1, 2, 3]
+async def test_slots_the_owner_and_permits_can_be_read(world: ChainWorld) -> None:
+    uids = {hotkey_of(key): await world.register(key) for key in (MINER0, MINER1)}
     metagraph = await world.chain_of(MINER0).metagraph()
-    assert [neuron.hotkey for neuron in metagraph.neurons] == [OWNER, VALIDATOR, MINER0, MINER1]
-    assert metagraph.owner_hotkey == OWNER
-    assert metagraph.neuron_of(MINER1) == metagraph.neurons[3]
-    assert metagraph.neuron_of(MINER2) is None
+    assert [neuron.uid for neuron in metagraph.neurons] == list(range(len(metagraph.neurons)))
+    assert metagraph.owner_hotkey == hotkey_of(OWNER)
+    for hotkey, uid in uids.items():
+        neuron = metagraph.neuron_of(hotkey)
+        assert neuron is not None and (neuron.uid, neuron.validator_permit, neuron.axon_url) == (uid, False, None)
+        assert neuron.last_update_block <= metagraph.block
+    validator = metagraph.neuron_of(hotkey_of(VALIDATOR))
+    assert validator is not None and validator.validator_permit
+    assert metagraph.neuron_of(hotkey_of(STRANGER)) is None
 
 
-async def test_the_rules_can_be_read_and_blocks_pass(world: World) -> None:
+async def test_blocks_pass_and_epochs_come(world: ChainWorld) -> None:
     chain = world.chain_of(VALIDATOR)
-    assert await chain.hyperparameters() == RULES
-    assert await chain.block() == 0
-    world.pass_blocks(7)
-    assert await chain.block() == 7
-    assert (await chain.metagraph()).block == 7
+    rules = await chain.hyperparameters()
+    assert rules.block_s > 0
+    before = await chain.block()
+    await world.pass_blocks(3)
+    assert await chain.block() >= before + 3
+    assert (await chain.metagraph()).block >= before + 3
+    left = await chain.blocks_to_epoch()
+    assert left is not None and 0 <= left <= rules.tempo + 1
 
 
-async def test_an_axon_is_published(world: World) -> None:
+async def test_the_rules_are_read_as_they_are_set(world: ChainWorld) -> None:
+    changes = {"weights_rate_limit_blocks": 4, "min_allowed_weights": 2, "weights_version": 7, "commit_reveal": True}
+    await world.set_rules(**changes)
+    rules = await world.chain_of(MINER0).hyperparameters()
+    assert {name: getattr(rules, name) for name in changes} == changes
+
+
+async def test_an_axon_is_published_and_moved(world: ChainWorld) -> None:
     chain = world.chain_of(MINER0)
     with pytest.raises(ChainError) as caught:
-        await chain.serve_axon(MINER0, "http://10.0.0.1:8000")
+        await chain.serve_axon("http://10.0.0.1:8000")
     assert caught.value.code is ChainErrorCode.NOT_REGISTERED
-    await chain.register(MINER0)
-    await chain.serve_axon(MINER0, "http://10.0.0.1:8000")
-    neuron = (await chain.metagraph()).neuron_of(MINER0)
-    assert neuron is not None
-    assert neuron.axon_url == "http://10.0.0.1:8000"
-    for url in ("", "10.0.0.1:8000", "http://a/b", "http://" + "a" * 10_000):
-        with pytest.raises(ChainError) as caught:
-            await chain.serve_axon(MINER0, url)
-        assert caught.value.code is ChainErrorCode.INVALID_AXON
+    await world.register(MINER0)
+    for url in ("http://10.0.0.1:8000", "http://10.0.0.1:8000", "https://127.0.0.2:65535"):
+        await chain.serve_axon(url)
+        neuron = (await chain.metagraph()).neuron_of(hotkey_of(MINER0))
+        assert neuron is not None and neuron.axon_url == url
 
 
-async def test_weights_become_incentive_at_the_next_epoch(world: World) -> None:
+async def test_weights_can_be_read_back_and_become_incentive(world: ChainWorld) -> None:
+    uids = [await world.register(key) for key in (MINER0, MINER1)]
     chain = world.chain_of(VALIDATOR)
-    for hotkey in (VALIDATOR, MINER0, MINER1):
-        await chain.register(hotkey)
-    error = await fault(chain, VALIDATOR, {2: 1.0, 3: 1.0})
-    assert (error.code, error.retry_after_blocks) == (ChainErrorCode.RATE_LIMITED, 5)
-    world.pass_blocks(5)
-    error = await fault(chain, VALIDATOR, {2: 1.0, 3: 1.0})
-    assert (error.code, error.retry_after_blocks) == (ChainErrorCode.NO_PERMIT, 5)
-    world.pass_blocks(5)
-    await chain.set_weights(VALIDATOR, {2: 0.75, 3: 0.25}, 3)
-    assert [neuron.incentive for neuron in (await chain.metagraph()).neurons] == [0, 0, 0, 0]
-    error = await fault(chain, VALIDATOR, {2: 1.0, 3: 1.0})
+    receipt = await chain.set_weights({uids[0]: 3.0, uids[1]: 1.0})
+    assert not receipt.is_timelocked
+    assert await chain.weights_of(hotkey_of(VALIDATOR)) == pytest.approx({uids[0]: 0.75, uids[1]: 0.25}, abs=1e-4)
+    assert await chain.weights_of(hotkey_of(MINER0)) == {}
+    validator = (await chain.metagraph()).neuron_of(hotkey_of(VALIDATOR))
+    assert validator is not None and validator.last_update_block == receipt.block
+    left = await chain.blocks_to_epoch()
+    assert left is not None
+    await world.pass_blocks(left + 1)
+    incentives = {neuron.hotkey: neuron.incentive for neuron in (await chain.metagraph()).neurons}
+    assert incentives[hotkey_of(MINER0)] > incentives[hotkey_of(MINER1)] > 0
+    assert math.fsum(incentives.values()) == pytest.approx(1.0, abs=1e-3)
+
+
+async def test_where_the_subnet_asks_for_it_weights_are_committed(world: ChainWorld) -> None:
+    uid = await world.register(MINER0)
+    await world.set_rules(commit_reveal=True)
+    chain = world.chain_of(VALIDATOR)
+    assert await chain.commits_of(hotkey_of(VALIDATOR)) == ()
+    receipt = await chain.set_weights({uid: 1.0})
+    assert receipt.is_timelocked
+    assert [commit.block for commit in await chain.commits_of(hotkey_of(VALIDATOR))] == [receipt.block]
+    assert await chain.commits_of(hotkey_of(MINER0)) == ()
+    assert await chain.weights_of(hotkey_of(VALIDATOR)) == {}
+
+
+async def test_a_refusal_says_why_what_to_do_and_when(world: ChainWorld) -> None:
+    uids = [await world.register(key) for key in (MINER0, MINER1)]
+    both = dict.fromkeys(uids, 1.0)
+    assert (await set_weights_fault(world, STRANGER, both)).code is ChainErrorCode.NOT_REGISTERED
+    assert (await set_weights_fault(world, VALIDATOR, {999: 1.0})).code is ChainErrorCode.UNKNOWN_UID
+    error = await set_weights_fault(world, MINER0, both)
+    assert error.code in {ChainErrorCode.NO_PERMIT, ChainErrorCode.STAKE_TOO_LOW}
+    await world.set_rules(min_allowed_weights=3)
+    assert (await set_weights_fault(world, VALIDATOR, both)).code is ChainErrorCode.TOO_FEW_WEIGHTS
+    await world.set_rules(min_allowed_weights=1, weights_version=SPEC_VERSION + 1)
+    assert (await set_weights_fault(world, VALIDATOR, both)).code is ChainErrorCode.WRONG_VERSION_KEY
+    await world.set_rules(weights_version=SPEC_VERSION)
+    await world.chain_of(VALIDATOR).set_weights(both)
+    await world.set_rules(weights_rate_limit_blocks=50)
+    error = await set_weights_fault(world, VALIDATOR, both)
     assert error.code is ChainErrorCode.RATE_LIMITED
-    world.pass_blocks(25)
-    metagraph = await chain.metagraph()
-    assert [neuron.incentive for neuron in metagraph.neurons] == pytest.approx([0, 0, 0.75, 0.25], abs=1e-4)
-    assert metagraph.neurons[1].last_update_block == 10
-    assert [neuron.validator_permit for neuron in metagraph.neurons] == [False, True, False, False]
+    assert error.retry_after_blocks is not None and 0 < error.retry_after_blocks <= 50
 
 
-async def test_weights_are_checked_as_the_chain_checks_them(world: World) -> None:
-    for hotkey in (VALIDATOR, POOR, MINER0):
-        await world.chain_of(hotkey).register(hotkey)
-    world.pass_blocks(10)
+async def test_a_rate_limit_is_over_when_it_was_said_to_be(world: ChainWorld) -> None:
+    uid = await world.register(MINER0)
     chain = world.chain_of(VALIDATOR)
-    both = {1: 1.0, 3: 1.0}
-    cases: list[tuple[Hotkey, Mapping[int, float], int, ChainErrorCode]] = [
-        (VALIDATOR, {9: 1.0}, 3, ChainErrorCode.UNKNOWN_UID),
-        (VALIDATOR, {-1: 1.0}, 3, ChainErrorCode.UNKNOWN_UID),
-        (MINER1, both, 3, ChainErrorCode.NOT_REGISTERED),
-        (POOR, both, 3, ChainErrorCode.STAKE_TOO_LOW),
-        (VALIDATOR, both, 2, ChainErrorCode.WRONG_VERSION_KEY),
-        (MINER0, both, 3, ChainErrorCode.NO_PERMIT),
-        (VALIDATOR, {1: 1.0}, 3, ChainErrorCode.TOO_FEW_WEIGHTS),
-        (VALIDATOR, {1: 1.0, 3: 1e-9}, 3, ChainErrorCode.TOO_FEW_WEIGHTS),
-        (VALIDATOR, {1: 0.9, 3: 0.1}, 3, ChainErrorCode.WEIGHT_TOO_LARGE),
-        (VALIDATOR, {}, 3, ChainErrorCode.INVALID_WEIGHTS),
-        (VALIDATOR, {1: 0.0, 3: 0.0}, 3, ChainErrorCode.INVALID_WEIGHTS),
-        (VALIDATOR, {1: -1.0, 3: 1.0}, 3, ChainErrorCode.INVALID_WEIGHTS),
-        (VALIDATOR, {1: math.nan, 3: 1.0}, 3, ChainErrorCode.INVALID_WEIGHTS),
-        (VALIDATOR, {1: math.inf, 3: 1.0}, 3, ChainErrorCode.INVALID_WEIGHTS),
-    ]
-    for hotkey, weights, version_key, code in cases:
-        error = await fault(world.chain_of(hotkey), hotkey, weights, version_key)
-        assert (error.code, weights) == (code, weights)
-    await chain.set_weights(VALIDATOR, {1: 0.8, 3: 0.2}, 3)
+    await chain.set_weights({uid: 1.0})
+    await world.set_rules(weights_rate_limit_blocks=8)
+    error = await set_weights_fault(world, VALIDATOR, {uid: 1.0})
+    assert error.retry_after_blocks is not None
+    await world.pass_blocks(error.retry_after_blocks)
+    await chain.set_weights({uid: 1.0})
 
 
-async def test_a_full_subnet_replaces_who_earned_least_once_immunity_is_over(world: World) -> None:
-    chain = world.chain_of(VALIDATOR)
-    for hotkey in (VALIDATOR, MINER0, MINER1, MINER2):
-        await chain.register(hotkey)
-    with pytest.raises(ChainError) as caught:
-        await chain.register(POOR)
-    assert caught.value.code is ChainErrorCode.SUBNET_FULL
-    world.pass_blocks(10)
-    await chain.set_weights(VALIDATOR, {2: 0.7, 4: 0.3}, 3)
-    world.pass_blocks(10)
-    await world.chain_of(MINER1).serve_axon(MINER1, "http://10.0.0.1:8000")
-    assert await chain.register(POOR) == 3
-    metagraph = await chain.metagraph()
-    assert metagraph.neuron_of(MINER1) is None
-    newcomer = metagraph.neurons[3]
-    assert (newcomer.hotkey, newcomer.axon_url, newcomer.incentive) == (POOR, None, 0)
-    assert newcomer.last_update_block == 20
-
-
-# --- only over HTTP ---------------------------------------------------------------------------------------------------
-
-
-async def test_nobody_acts_for_another() -> None:
-    async with AsyncExitStack() as stack:
-        world = await http_world(stack)
-        chain = world.chain_of(MINER0)
-        await chain.register(VALIDATOR)
-        with pytest.raises(ValueError, match="signs as"):
-            await chain.set_weights(VALIDATOR, {1: 1.0, 0: 1.0}, 3)
-        with pytest.raises(ValueError, match="signs as"):
-            await chain.serve_axon(VALIDATOR, "http://10.0.0.1:8000")
-
-
-async def test_requests_are_signed(unused_tcp_port: int) -> None:
-    clock = ManualClock(1.8e9)
-    async with serve_chain("127.0.0.1", 0, new_ledger(), clock) as port:
-        late = ManualClock(1.8e9 - 60)
-        async with RpcClient(KEYS["miner0"], None, late) as rpc:
-            with pytest.raises(RefusedError):
-                await HttpChain(rpc, f"http://127.0.0.1:{port}").block()
-            with pytest.raises(TransportError):
-                await HttpChain(rpc, f"http://127.0.0.1:{unused_tcp_port}").block()
-
-
-def test_the_stand_ins_hotkey_is_the_development_key_it_says() -> None:
-    assert hotkey_of(keypair_from_uri("//orion/chain")) == CHAIN_HOTKEY
-
-
-# --- the ledger -------------------------------------------------------------------------------------------------------
-
-names = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
-DEVELOPMENT_KEYS: dict[str, Keypair] = {name: keypair_from_uri(f"//{name}") for name in "abcdefgh"}
-actions = st.one_of(
-    st.tuples(st.just("register"), names),
-    st.tuples(st.just("blocks"), st.integers(1, 30)),
-    st.tuples(st.just("stake"), names, st.floats(0, 100)),
-    st.tuples(st.just("weights"), names, st.dictionaries(st.integers(0, 6), st.floats(0, 10), max_size=5)),
+@pytest.mark.parametrize(
+    "weights", [{}, {1: 0.0}, {1: -1.0, 0: 1.0}, {1: math.nan, 0: 1.0}, {1: math.inf, 0: 1.0}], ids=repr
 )
+async def test_what_are_no_weights_never_reaches_the_chain(world: ChainWorld, weights: dict[int, float]) -> None:
+    assert (await set_weights_fault(world, VALIDATOR, weights)).code is ChainErrorCode.INVALID_WEIGHTS
 
 
-@settings(max_examples=150)
-@given(st.lists(actions, max_size=40))
-def test_whatever_happens_the_ledger_agrees_with_itself(steps: list[tuple[object, ...]]) -> None:
-    rules = RULES.model_copy(update={"min_allowed_weights": 1, "max_weight": 1.0, "weights_version": 0})
-    ledger = ChainLedger(rules, stakes={hotkey_of(DEVELOPMENT_KEYS["a"]): 50.0})
-    for step in steps:
-        before = ledger.metagraph()
-        try:
-            act(ledger, step)
-        except ChainError as error:
-            assert ledger.metagraph() == before
-            assert error.retry_after_blocks is None or error.retry_after_blocks > 0
-        ledger.check_invariants()
-        check_history(before, ledger.metagraph())
+# --- axons ------------------------------------------------------------------------------------------------------------
 
 
-def act(ledger: ChainLedger, step: tuple[object, ...]) -> None:
-    match step:
-        case ("register", str(name)):
-            ledger.register(hotkey_of(DEVELOPMENT_KEYS[name]))
-        case ("blocks", int(count)):
-            ledger.advance_to(ledger.block + count)
-        case ("stake", str(name), float(stake)):
-            ledger.set_stake(hotkey_of(DEVELOPMENT_KEYS[name]), stake)
-        case ("weights", str(name), dict(weights)):
-            ledger.set_weights(hotkey_of(DEVELOPMENT_KEYS[name]), weights, 0)
+@pytest.mark.parametrize("url", ["http://10.0.0.1:8000", "https://10.0.0.1:443", "http://[2001:db8::1]:80"])
+def test_an_axon_comes_back_as_it_was(url: str) -> None:
+    assert url_of(*axon_of(url)) == url
 
 
-def check_history(before: Metagraph, after: Metagraph) -> None:
-    """Slots are never lost, permits change only at epochs, and incentives sum to one or to nothing."""
-    assert len(after.neurons) >= len(before.neurons)
-    if before.block // RULES.tempo == after.block // RULES.tempo:
-        for old, new in zip(before.neurons, after.neurons, strict=False):
-            assert old.hotkey != new.hotkey or old.validator_permit == new.validator_permit
-    elif any(neuron.incentive for neuron in after.neurons):
-        assert math.fsum(neuron.incentive for neuron in after.neurons) == pytest.approx(1)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "10.0.0.1:8000",
+        "http://a/b",
+        "http://" + "a" * 10_000,
+        "http://example.org:80",
+        "http://127.0.0.1:80",
+        "http://0.0.0.0:80",
+        "http://255.255.255.255:80",
+        "http://10.0.0.1:99999",
+    ],
+)
+def test_what_the_chain_cannot_keep_is_no_axon(url: str) -> None:
+    with pytest.raises(ChainError) as caught:
+        axon_of(url)
+    assert caught.value.code is ChainErrorCode.INVALID_AXON
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_it_does_not_matter_in_how_many_steps_blocks_pass(counts: list[int]) -> None:
-    ledgers = []
-    for steps in (counts, [sum(counts)]):
-        ledger = new_ledger()
-        for hotkey in (VALIDATOR, MINER0, MINER1):
-            ledger.register(hotkey)
-        ledger.advance_to(10)
-        ledger.set_weights(VALIDATOR, {2: 0.6, 3: 0.4}, 3)
-        for count in steps:
-            ledger.advance_to(ledger.block + count)
-        ledgers.append(ledger)
-    assert ledgers[0].metagraph() == ledgers[1].metagraph()
-    assert ledgers[0].weights_of(VALIDATOR) == {2: 65_535, 3: 43_690}
+def test_every_error_has_a_remedy() -> None:
+    assert set(REMEDIES) == set(ChainErrorCode)
+    error = ChainError(ChainErrorCode.RATE_LIMITED, "too fast", 3)
+    assert error.fault.remedy == REMEDIES[ChainErrorCode.RATE_LIMITED] and "too fast" in str(error)
+    assert Hotkey("x" * 600) and len(ChainError(ChainErrorCode.OTHER, "x" * 600).fault.message) == 500

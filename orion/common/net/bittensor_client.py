@@ -1,0 +1,110 @@
+"""One connection to a chain through the Bittensor SDK: deadlines, typed errors, reconnection.
+
+Owns the SDK's client and nothing of what is asked. The SDK itself moves on to a fallback endpoint when one is lost and
+asks again what was not answered; what it gives up on is a TransportError here, and the next question connects anew.
+Nothing waits longer than its deadline.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import bittensor
+
+from orion.common.errors import ConfigError, TransportError
+from orion.common.net.chain import ChainError, ChainErrorCode
+from orion.common.net.chain_faults import failure
+
+ResultT = TypeVar("ResultT")
+
+READ_TIMEOUT_S: Final = 30.0
+"""For one question, connecting included. Fetching a runtime's metadata takes seconds on a slow line."""
+WRITE_TIMEOUT_S: Final = 180.0
+"""For a transaction to be included and final: about four blocks of twelve seconds, and as much again and again."""
+_CLOSE_TIMEOUT_S: Final = 2.0
+_ERA_BLOCKS: Final = 16
+"""How long a transaction may wait for inclusion; afterwards it can't come back as a surprise. A power of two."""
+
+
+class BittensorClient:
+    """A chain, reached when it is first asked. Not for several event loops."""
+
+    def __init__(self, network: str, fallbacks: Sequence[str] = ()) -> None:
+        """`network` is a name that the SDK knows (finney, test, local) or a ws(s):// URL. `fallbacks` are further
+        endpoints of the same chain; without any, the SDK's own for its names. Raises ConfigError."""
+        self.network = network
+        self._fallbacks = list(fallbacks)
+        self._client: Any = None
+        self._connecting = asyncio.Lock()
+        self._new_client()  # a network that does not exist should fail at once
+
+    async def __aenter__(self) -> "BittensorClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; the next question opens another."""
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(OSError, TimeoutError, bittensor.BittensorError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await client.close()
+
+    async def ask(self, question: Callable[[Any], Awaitable[ResultT]], timeout_s: float = READ_TIMEOUT_S) -> ResultT:
+        """What `question` gets from the SDK's client. Raises ChainError (UNSUPPORTED when this runtime lacks what is
+        asked for) or TransportError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await question(await self._connected())
+        except bittensor.ChainError as error:
+            raise await self._translated(failure(error.name, error.code.value, error.message)) from error
+        except TimeoutError as error:
+            await self.close()
+            raise TransportError(f"chain {self.network}: no answer within {timeout_s:g} s") from error
+        except (bittensor.RpcConnectionError, bittensor.ConnectionNotReady, OSError) as error:
+            await self.close()
+            raise TransportError(f"chain {self.network}: {error}") from error
+        except bittensor.BittensorError as error:
+            raise ChainError(ChainErrorCode.OTHER, str(error)) from error
+        except ValueError as error:
+            # How the SDK says that the chain's metadata has no such storage, call or runtime API.
+            raise ChainError(ChainErrorCode.UNSUPPORTED, str(error)) from error
+
+    async def submit(self, act: Callable[[Any], Awaitable[Any]]) -> Any:
+        """The SDK's result of a transaction that succeeded and is final. Raises as `ask`."""
+        result = await self.ask(act, WRITE_TIMEOUT_S)
+        if not result.success:
+            error = result.error
+            name, kind = (None, "unknown") if error is None else (error.name, error.code.value)
+            raise await self._translated(failure(name, kind, result.message))
+        return result
+
+    async def execute(self, intent: Any, keypair: Any) -> Any:
+        """Carries out an SDK intent, signed by its hotkey or coldkey. Raises as `submit`."""
+        return await self.submit(lambda client: client.execute(intent, keypair, period=_ERA_BLOCKS))
+
+    async def call(self, call: Any, keypair: Any, signer: str) -> Any:
+        """Signs and submits a raw call; `signer` is `hotkey` or `coldkey`. Raises as `submit`."""
+        return await self.submit(lambda client: client.submit_call(call, keypair, signer=signer, period=_ERA_BLOCKS))
+
+    async def _translated(self, error: ChainError | TransportError) -> ChainError | TransportError:
+        if isinstance(error, TransportError):
+            await self.close()
+        return error
+
+    async def _connected(self) -> Any:
+        async with self._connecting:
+            if self._client is None:
+                client = self._new_client()
+                await client.connect()
+                self._client = client
+            return self._client
+
+    def _new_client(self) -> Any:
+        try:
+            return bittensor.Client(self.network, fallback_endpoints=self._fallbacks or None)
+        except ValueError as error:
+            raise ConfigError(f"--network {self.network}: {error}") from error
