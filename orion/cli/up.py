@@ -21,6 +21,7 @@ from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
+from orion.common.ledger.scoring import scores
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
@@ -31,7 +32,6 @@ from orion.common.protocol.records import (
 )
 from orion.common.protocol.signing import hotkey_of
 from orion.common.train.data import TokenDataset, prepare
-from orion.validator.scoring import scores
 
 POLL_S = 0.5
 VALIDATOR_GRACE_S = 60.0

@@ -4,6 +4,7 @@ Owns how requests reach the core and its views; decides nothing itself. Cheap re
 run, signature, registration; only then is the core asked. There is no answer 200 that means failure.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,19 @@ from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orion.common.clock import Clock
-from orion.common.config import RunSpec
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, parse_request
 from orion.common.net.object_routes import OBJECT_ROUTE, ObjectRoutes
-from orion.common.net.starlette_server import install, json_answer, read_bounded, signed_json, verify_starlette
+from orion.common.net.starlette_server import (
+    install,
+    json_answer,
+    read_bounded,
+    signed_json,
+    signed_statement,
+    verify_starlette,
+)
 from orion.common.net.store import ObjectStore, UrlSigner
 from orion.common.protocol import routes
+from orion.common.protocol.entries import STATEMENT_TYPES, EntriesQuery
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
@@ -45,10 +53,12 @@ from orion.common.protocol.records import (
     LossQuery,
     MergeQuery,
     PathwayQuery,
+    ScoreSheet,
     Verdict,
 )
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.events import Request
+from orion.orchestrator.ledger_store import LedgerStore
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import RequestMetrics
 
@@ -65,6 +75,7 @@ _REQUESTS: Mapping[str, tuple[type[Request], int]] = {
     routes.APPLIED: (Applied, _SMALL_BYTES_MAX),
     routes.CHECKPOINT: (CheckpointUploaded, _SMALL_BYTES_MAX),
     routes.VERDICT: (Verdict, _SMALL_BYTES_MAX),
+    routes.SCORES: (ScoreSheet, REQUEST_BYTES_MAX),
 }
 """What may change the run's state: message and largest body by route."""
 
@@ -75,7 +86,8 @@ Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 class ApiParts:
     """What the routes work with."""
 
-    spec: RunSpec
+    run_info: RunInfo
+    ledger: LedgerStore
     loop: OrchestratorLoop
     gate: Gate
     store: ObjectStore
@@ -102,11 +114,10 @@ def build_app(parts: ApiParts) -> FastAPI:
 
 def _add_public(app: FastAPI, parts: ApiParts) -> None:
     core, clock = parts.loop.core, parts.clock
-    run_info = RunInfo(orchestrator=parts.gate.hotkey, spec=parts.spec.model_dump(mode="json"))
 
     @app.get(routes.RUN)
     async def run() -> HttpResponse:
-        return json_answer(run_info)
+        return json_answer(parts.run_info)
 
     @app.get(routes.STATUS)
     async def status() -> HttpResponse:
@@ -122,6 +133,12 @@ def _add_public(app: FastAPI, parts: ApiParts) -> None:
         body = await read_bounded(request, _SMALL_BYTES_MAX)
         return json_answer(core.pathways(parse_request(PathwayQuery, body)))
 
+    @app.post(routes.ENTRIES)
+    async def entries(request: HttpRequest) -> HttpResponse:
+        query = parse_request(EntriesQuery, await read_bounded(request, _SMALL_BYTES_MAX))
+        page = await asyncio.to_thread(parts.ledger.page, query.from_sequence)
+        return HttpResponse(page.to_json(), media_type="application/json")
+
     @app.get(routes.HEALTH)
     async def health() -> HttpResponse:
         return PlainTextResponse("ok")
@@ -135,8 +152,9 @@ def _deciding(parts: ApiParts, message_type: type[Request], size_bytes_max: int)
     """A handler that has the core decide on a signed message."""
 
     async def handler(request: HttpRequest) -> HttpResponse:
-        hotkey, message = await signed_json(request, message_type, size_bytes_max)
-        return json_answer(await parts.loop.ask(hotkey, message))
+        hotkey, message, proof = await signed_statement(request, message_type, size_bytes_max)
+        kept = proof if isinstance(message, STATEMENT_TYPES) else None
+        return json_answer(await parts.loop.ask(hotkey, message, kept))
 
     return handler
 

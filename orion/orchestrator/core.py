@@ -73,6 +73,7 @@ class OrchestratorCore:
         state = self._state
         before_s = state.memory.now_s
         state.memory.now_s = max(before_s, now_s)
+        state.open_ledger()
         match event:
             case RequestArrived():
                 state.outbox.append(self._answer(event))
@@ -93,7 +94,7 @@ class OrchestratorCore:
 
     def _answer(self, event: RequestArrived) -> Answer | Refuse:
         try:
-            return Answer(event.request_id, answer(self._state, event.hotkey, event.message))
+            return Answer(event.request_id, answer(self._state, event.hotkey, event.message, event.proof))
         except RefusedError as error:
             return Refuse(event.request_id, error.refusal)
 

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from orion.common.ids import Digest
+from orion.common.protocol.entries import Proof
 from orion.common.protocol.fields import MINERS_MAX, Ss58
 from orion.common.protocol.messages import (
     Applied,
@@ -29,10 +31,20 @@ from orion.common.protocol.messages import (
     Report,
     Uploaded,
 )
-from orion.common.protocol.records import Verdict
+from orion.common.protocol.records import ScoreSheet, Verdict
 
 Request = Annotated[
-    Join | Heartbeat | Leave | LeaseRequest | Report | Uploaded | Reduced | Applied | CheckpointUploaded | Verdict,
+    Join
+    | Heartbeat
+    | Leave
+    | LeaseRequest
+    | Report
+    | Uploaded
+    | Reduced
+    | Applied
+    | CheckpointUploaded
+    | Verdict
+    | ScoreSheet,
     Field(discriminator="kind"),
 ]
 """A signed message that may change the run's state."""
@@ -53,6 +65,8 @@ class RequestArrived(_Event):
     """Chosen by the shell; it only has to tell apart the requests that wait for an answer at the same time."""
     hotkey: Ss58
     message: Request
+    proof: Proof | None = None
+    """That the sender said so, of messages that the public ledger keeps; none in the simulator and in tests."""
 
 
 class ObjectChecked(_Event):
@@ -143,4 +157,15 @@ class Announce:
     version: int
 
 
-Effect = Answer | Refuse | CheckObject | DeleteObjects | Announce
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A new entry of the public ledger. A restart gives it again, the same to the last bit."""
+
+    sequence: int
+    entry: bytes
+    """Its JSON (`orion.common.protocol.entries`)."""
+    digest: Digest
+    """Of the ledger up to this entry."""
+
+
+Effect = Answer | Refuse | CheckObject | DeleteObjects | Announce | Recorded

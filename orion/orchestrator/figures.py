@@ -7,7 +7,7 @@ that is still waited for, plus a grace. Nothing here depends on what a miner say
 from dataclasses import dataclass
 
 from orion.common.config import RunSpec
-from orion.common.model.flops import forward_flops_per_token
+from orion.common.ledger.work import microbatch_flops
 from orion.common.model.sizes import stage_size
 
 _ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256}
@@ -18,8 +18,6 @@ _CHECKPOINT_BYTES_PER_PARAM = 8
 _BODY_SLACK_BYTES = 64 * 1024
 """Header of a tensor body and rounding of a codec."""
 _REDUCERS_PER_PARTITION = 2
-_BACKWARD_TIMES = 2
-"""Work of a backward ÷ that of a forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +80,11 @@ def stage_figures(spec: RunSpec) -> tuple[StageFigures, ...]:
     """The figures of every stage of a run."""
     limits = spec.time_limits
     figures: list[StageFigures] = []
-    for layout in spec.layouts:
-        forward = forward_flops_per_token(spec.model, layout, spec.data.sequence_length)
+    for layout, flops in zip(spec.layouts, microbatch_flops(spec), strict=True):
         figures.append(
             StageFigures(
                 num_params=stage_size(spec.model, layout),
-                microbatch_flops=float((1 + _BACKWARD_TIMES) * forward * spec.tokens_per_microbatch),
+                microbatch_flops=flops,
                 num_partitions=spec.num_partitions,
                 encoded_bytes_per_param=_ENCODED_BYTES_PER_PARAM[spec.codec],
                 grace_s=limits.transfer_grace_s,

@@ -114,15 +114,15 @@ def _check_credit(state: RunState) -> None:
     memory = state.memory
     for outer_step, trips in memory.leases.trips.items():
         step = memory.ledger.steps[outer_step]
+        assert step.trips.keys() == trips.keys(), f"8: outer step {outer_step}: other trips than were leased"
         counted: Counter[tuple[str, int]] = Counter()
         for microbatch_id, evidence in step.trips.items():
             trip = trips[microbatch_id]
+            assert (evidence.lessee, evidence.outcome) == (trip.lessee, trip.outcome), f"8: the ledger differs: {trip}"
             returned_to = {
                 hop.to_stage
                 for hop, claims in evidence.hops.items()
-                if hop.direction is Direction.GRADIENT
-                and claims.by_sender is not None
-                and claims.by_sender == claims.by_receiver
+                if hop.direction is Direction.GRADIENT and claims.agree
             }
             for stage_index, hotkey in evidence.credited.items():
                 counted[(hotkey, stage_index)] += 1

@@ -19,7 +19,7 @@ from orion.common.errors import ConfigError
 from orion.common.ids import Digest
 from orion.orchestrator.events import Event, event_from_json, event_to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when an event changes its meaning, so that old events are not replayed into another state."""
 SECRET_BYTES = 32
 _LOCK_TIMEOUT_S = 1.0

@@ -123,10 +123,6 @@ class LeaseBook:
         """Live trips whose end should have been reported."""
         return [trip for trip in self.live.values() if now_s >= trip.deadline_s + REPORT_SLACK_S]
 
-    def trip(self, outer_step: int, microbatch_id: MicrobatchId) -> Trip | None:
-        """A trip of an outer step that is kept."""
-        return self.trips.get(outer_step, {}).get(microbatch_id)
-
     def forget_before(self, outer_step: int) -> None:
         """Drops the trips of older outer steps."""
         for old in [step for step in self.trips if step < outer_step]:

@@ -16,6 +16,7 @@ from orion.common.clock import Clock
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.store import ObjectStore
+from orion.common.protocol.entries import Proof
 from orion.common.protocol.messages import (
     ObjectRef,
     RefusalCode,
@@ -30,6 +31,7 @@ from orion.orchestrator.events import (
     Effect,
     Event,
     ObjectChecked,
+    Recorded,
     Refuse,
     Request,
     RequestArrived,
@@ -38,6 +40,7 @@ from orion.orchestrator.events import (
     Ticked,
 )
 from orion.orchestrator.journal import Journal, Record
+from orion.orchestrator.ledger_store import LedgerStore
 from orion.orchestrator.metrics import LoopMetrics
 
 BATCH_MAX: Final = 512
@@ -58,16 +61,20 @@ class OrchestratorLoop:
         self,
         core: OrchestratorCore,
         journal: Journal,
+        ledger: LedgerStore,
         store: ObjectStore,
         clock: Clock,
-        metrics: LoopMetrics,
         *,
+        metrics: LoopMetrics,
         tick_s: float,
         queue_max: int,
     ) -> None:
-        """Replays the journal into the core, which must be new. Blocks while it does. Make it in a running loop."""
+        """Replays the journal into the core, which must be new, and gives the ledger what it lacks. Blocks while it
+        does. Make it in a running loop."""
         self.core = core
         self._journal = journal
+        self._ledger = ledger
+        self._recorded: list[Recorded] = []
         self._store = store
         self._clock = clock
         self._metrics = metrics
@@ -79,7 +86,7 @@ class OrchestratorLoop:
         self._request_ids = itertools.count()
         self._changed = asyncio.Event()
         self._is_closed = False
-        self._next_sequence, self._now_s = replay(core, journal)
+        self._next_sequence, self._now_s = replay(core, journal, ledger)
         self._seen_notices = core.num_notices
         self.is_resumed = self._next_sequence > 0
         """Whether an earlier process has written to the journal."""
@@ -106,13 +113,16 @@ class OrchestratorLoop:
             self._close()
             executor.shutdown(wait=True)
 
-    async def ask(self, hotkey: Hotkey, message: Request) -> Response:
-        """Has the core decide on a message whose signature holds. Raises RefusedError."""
+    async def ask(self, hotkey: Hotkey, message: Request, proof: Proof | None = None) -> Response:
+        """Has the core decide on a message whose signature holds. Raises RefusedError.
+
+        `proof` comes with messages that the public ledger keeps.
+        """
         request_id = next(self._request_ids)
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = answered
         try:
-            self._queue_request(RequestArrived(request_id=request_id, hotkey=hotkey, message=message))
+            self._queue_request(RequestArrived(request_id=request_id, hotkey=hotkey, message=message, proof=proof))
             return await answered
         finally:
             self._waiting.pop(request_id, None)
@@ -147,6 +157,10 @@ class OrchestratorLoop:
             for record in records:
                 for effect in self.core.handle(record.event, record.now_s):
                     self._carry_out(effect)
+            if self._recorded:
+                # The journal holds what the ledger follows from, so answers need not wait for it.
+                recorded, self._recorded = self._recorded, []
+                await loop.run_in_executor(executor, self._ledger.append, recorded)
 
     async def _tick(self) -> None:
         while True:
@@ -200,6 +214,8 @@ class OrchestratorLoop:
                     self._deletions.put_nowait(prefix)
             case Announce(version):
                 self._announce(version)
+            case Recorded():
+                self._recorded.append(effect)
 
     def _announce(self, version: int) -> None:
         self._changed.set()
@@ -217,13 +233,20 @@ class OrchestratorLoop:
                 answered.set_exception(refused(RefusalCode.BUSY, "the orchestrator is stopping", _RETRY_S))
 
 
-def replay(core: OrchestratorCore, journal: Journal) -> tuple[int, float]:
+def replay(core: OrchestratorCore, journal: Journal, ledger: LedgerStore) -> tuple[int, float]:
     """Brings a new core to where the journal ends; the next sequence number, and the newest event's time.
 
     What the events caused then is not done again; what of it was lost becomes due with the `Resumed` that follows.
+    Only the ledger gets the entries that it lacks. Raises DataError when it holds others.
     """
     next_sequence, now_s = 0, 0.0
+    recorded: list[Recorded] = []
     for record in journal.read():
-        core.handle(record.event, record.now_s)
+        effects = core.handle(record.event, record.now_s)
+        recorded.extend(effect for effect in effects if isinstance(effect, Recorded))
+        if len(recorded) >= BATCH_MAX:
+            ledger.append(recorded)
+            recorded.clear()
         next_sequence, now_s = record.sequence + 1, record.now_s
+    ledger.append(recorded)
     return next_sequence, now_s

@@ -33,6 +33,8 @@ class Member:
     """Microbatches over the whole run."""
     ignored_told_step: int = -1
     """Newest outer step for which a notice said that records of this miner were ignored."""
+    contradiction_told_step: int = -1
+    """Newest outer step for which a notice said that a receipt of this miner contradicts another."""
 
     @property
     def is_present(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orion.common.ids import Hotkey
+from orion.common.protocol.entries import ReductionVote
 from orion.common.protocol.messages import (
     Exclusion,
     MergedPartition,
@@ -44,6 +45,8 @@ class PartitionMerge:
     """As reported; they count once their objects are durable."""
     outcome: MergedPartition | None = None
     """Final once it is there."""
+    votes: dict[Hotkey, ReductionVote] = field(default_factory=dict)
+    """What each reducer's part in it was, once there is an outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,20 @@ def _settle(partition: PartitionMerge, copies: dict[Hotkey, Copy], group: list[H
         excluded=copy.excluded,
     )
     return Settle(outcome, tuple(hotkey for hotkey in copies if hotkey not in group), reason)
+
+
+def votes(partition: PartitionMerge, settled: Settle, situation: Situation) -> dict[Hotkey, ReductionVote]:
+    """What each reducer's part in a partition was when it settled; nothing of those who still had time."""
+    found: dict[Hotkey, ReductionVote] = {}
+    for hotkey in partition.reducers:
+        if hotkey in settled.outcome.reducers:
+            found[hotkey] = ReductionVote.AGREED
+        elif hotkey in settled.dissenters:
+            decided = settled.outcome.object is not None
+            found[hotkey] = ReductionVote.DIFFERED if decided else ReductionVote.UNDECIDED
+        elif hotkey not in situation.candidates or situation.now_s >= partition.asked_s[hotkey] + situation.allowance_s:
+            found[hotkey] = ReductionVote.MISSED
+    return found
 
 
 def unchanged(partition_index: int) -> MergedPartition:

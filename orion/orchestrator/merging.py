@@ -9,8 +9,10 @@ anybody who is gone; all who are active afterwards reported the same anchor, or 
 """
 
 import math
+from collections import Counter
 
-from orion.common.ids import Digest, Hotkey, MemberState, Outcome
+from orion.common.ids import Digest, Hotkey, MemberState
+from orion.common.protocol.entries import ContributionOutcome, MergeSettled, ReductionOutcome
 from orion.common.protocol.keys import outer_step_prefix
 from orion.common.protocol.messages import (
     Contribution,
@@ -21,7 +23,7 @@ from orion.common.protocol.records import MergeRecord, PartitionRecord, ReducedC
 from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S
-from orion.orchestrator.merge import Ask, PartitionMerge, Situation, decide, unchanged
+from orion.orchestrator.merge import Ask, PartitionMerge, Situation, decide, unchanged, votes
 from orion.orchestrator.retention import forget_old
 from orion.orchestrator.stages import NEVER_S, Applying, Reducing, StageProgress, Training, Uploading
 from orion.orchestrator.state import RunState
@@ -68,8 +70,8 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
         state.notice(f"{_where(stage)}: {len(there)} of {num_needed} needed contributions are there; anchor kept")
         there = []
     if stage.stage_index == 0:
-        for trip in state.memory.leases.live_trips_in(stage.outer_step):
-            state.memory.leases.end(trip, Outcome.CANCELLED, "the outer step ended before it")
+        unended = state.memory.leases.live_trips_in(stage.outer_step)
+        state.end_trips(unended, "the outer step ended before it")
     _begin_reduce(state, stage, tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there)))
     return True
 
@@ -111,7 +113,9 @@ def _begin_reduce(state: RunState, stage: StageProgress, contributions: tuple[Co
     if not contributions or not candidates:
         why = "nobody is there to reduce" if contributions else "no contribution"
         state.notice(f"{_where(stage)}: {why}; anchor kept")
-        _publish(state, stage, [unchanged(index) for index in range(state.spec.num_partitions)], ())
+        kept = [unchanged(index) for index in range(state.spec.num_partitions)]
+        _settle(state, stage, contributions, kept, [])
+        _publish(state, stage, kept, ())
         return
     figures = state.figures[stage.stage_index]
     assignments = assign_reducers(
@@ -157,6 +161,7 @@ def _advance_reduce(state: RunState, stage: StageProgress, reducing: Reducing) -
     outcomes = [partition.outcome for partition in reducing.partitions if partition.outcome is not None]
     if len(outcomes) < len(reducing.partitions):
         return False
+    _settle(state, stage, reducing.contributions, outcomes, reducing.partitions)
     _publish(state, stage, outcomes, reducing.contributions)
     return True
 
@@ -183,6 +188,7 @@ def _advance_partition(
             for exclusion in decision.outcome.excluded:
                 state.notice(f"{where}: {exclusion.hotkey} left out: {exclusion.reason}")
             partition.outcome = decision.outcome
+            partition.votes = votes(partition, decision, situation)
         state.changed()
 
 
@@ -195,6 +201,39 @@ def _substitute(state: RunState, reducing: Reducing, partition: PartitionMerge, 
             sum(hotkey in other.reducers for other in reducing.partitions),
             state.draw(f"substitute {partition.partition_index} {hotkey}"),
         ),
+    )
+
+
+def _settle(
+    state: RunState,
+    stage: StageProgress,
+    contributions: tuple[Contribution, ...],
+    outcomes: list[MergedPartition],
+    partitions: list[PartitionMerge],
+) -> None:
+    """Puts into the public ledger what became of contributions and reductions."""
+    settled = [outcome for outcome in outcomes if outcome.object is not None]
+    left_out = Counter(exclusion.hotkey for outcome in settled for exclusion in outcome.excluded)
+    state.record(
+        MergeSettled(
+            stage_index=stage.stage_index,
+            outer_step=stage.outer_step,
+            num_partitions=len(outcomes),
+            num_settled=len(settled),
+            contributions=tuple(
+                ContributionOutcome(
+                    hotkey=contribution.hotkey,
+                    num_microbatches=contribution.num_microbatches,
+                    num_merged=len(settled) - left_out[contribution.hotkey],
+                )
+                for contribution in contributions
+            ),
+            reductions=tuple(
+                ReductionOutcome(partition_index=partition.partition_index, hotkey=hotkey, vote=vote)
+                for partition in partitions
+                for hotkey, vote in partition.votes.items()
+            ),
+        )
     )
 
 

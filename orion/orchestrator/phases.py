@@ -6,7 +6,6 @@ before, or whether one was lost. Rules are in `training` (of the whole run), `me
 Invariant: after `advance` no phase is past its deadline.
 """
 
-from orion.common.ids import Outcome
 from orion.orchestrator.checkpoints import advance_checkpoint
 from orion.orchestrator.events import CheckObject
 from orion.orchestrator.merging import advance_merge
@@ -24,8 +23,7 @@ def pass_time(state: RunState) -> None:
     if not state.is_finished:
         for member in memory.membership.silent(memory.now_s - state.spec.time_limits.member_s):
             state.remove(member, f"silent for {state.spec.time_limits.member_s:g} s")
-    for trip in memory.leases.overdue(memory.now_s):
-        memory.leases.end(trip, Outcome.CANCELLED, "not reported in time")
+    state.end_trips(memory.leases.overdue(memory.now_s), "not reported in time")
     state.outbox.extend(CheckObject(ref) for ref in memory.objects.due(memory.now_s))
 
 

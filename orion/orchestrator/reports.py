@@ -1,15 +1,19 @@
 """Miners' records of their work: ends of trips, receipts, commitments.
 
-Each record is taken or ignored by itself. What is wrong, late or not the sender's to say is ignored and told once per
-miner and outer step; it never touches another miner's records.
+What counts and what follows from it is the ledger's rule (`orion.common.ledger.book`); here it is carried to leases,
+losses and members. Each record is taken or ignored by itself. What is wrong, late or not the sender's to say is ignored
+and told once per miner and outer step; it never touches another miner's records.
 """
 
 from orion.common.ids import Hotkey, Outcome
+from orion.common.ledger.contradictions import Contradiction
+from orion.common.protocol.entries import Proof, Said
 from orion.common.protocol.messages import (
     Commitment,
     MicrobatchEnd,
-    Receipt,
+    Reduced,
     Report,
+    Uploaded,
 )
 from orion.common.protocol.records import LossPoint
 from orion.orchestrator.leases import Trip
@@ -18,40 +22,57 @@ from orion.orchestrator.stages import Training, Uploading
 from orion.orchestrator.state import RunState
 
 
-def take_report(state: RunState, member: Member, report: Report) -> None:
+def take_report(state: RunState, member: Member, report: Report, proof: Proof | None) -> None:
     """Takes the records of a report. One that was taken before changes nothing."""
     if report.sequence < member.next_report:
         return
     member.next_report = report.sequence + 1
-    num_ignored = sum(not _take_receipt(state, member, receipt) for receipt in report.receipts)
-    num_ignored += sum(not _take_end(state, member, end) for end in report.ends)
-    if report.commitment is not None:
-        num_ignored += not _take_commitment(state, member, report.commitment)
+    in_time = report.commitment is None or _is_in_time(state, member, report.commitment)
+    taken = state.record(said(member, report, proof, commitment_in_time=in_time))
+    for end in taken.ends:
+        _end(state, member, end)
+    for credit in taken.credits:
+        earner = state.memory.membership.members.get(credit.hotkey)
+        if earner is not None:
+            earner.num_credited += 1
+    if taken.num_taken and (report.ends or report.commitment is not None):
+        state.look_again()
     outer_step = state.memory.train.outer_step
-    if num_ignored and member.ignored_told_step < outer_step:
+    for contradiction in taken.contradictions:
+        _tell(state, member, outer_step, contradiction)
+    if taken.num_ignored and member.ignored_told_step < outer_step:
         member.ignored_told_step = outer_step
-        state.notice(f"outer step {outer_step}: {num_ignored} records of {member.hotkey} were wrong or late; ignored")
+        state.notice(
+            f"outer step {outer_step}: {taken.num_ignored} records of {member.hotkey} were wrong or late; ignored"
+        )
 
 
-def _take_end(state: RunState, member: Member, end: MicrobatchEnd) -> bool:
-    trip = state.memory.leases.live.get(end.microbatch_id)
-    if trip is None or trip.lessee != member.hotkey:
-        return _is_repeated(state, member, end)
+def said(
+    member: Member, message: Report | Uploaded | Reduced, proof: Proof | None, *, commitment_in_time: bool = True
+) -> Said:
+    """A member's message as the ledger keeps it."""
+    return Said(
+        hotkey=member.hotkey,
+        stage_index=member.stage_index,
+        message=message,
+        proof=proof,
+        commitment_in_time=commitment_in_time,
+    )
+
+
+def _end(state: RunState, member: Member, end: MicrobatchEnd) -> None:
+    trip = state.memory.leases.live[end.microbatch_id]
     state.memory.leases.end(trip, end.outcome, end.reason or "cancelled by the first stage")
-    if end.outcome is Outcome.APPLIED:
-        if end.loss is not None:
-            state.memory.losses.add(
-                LossPoint(
-                    microbatch_id=trip.microbatch_id,
-                    outer_step=trip.outer_step,
-                    loss=end.loss,
-                    time_s=state.memory.now_s,
-                )
+    if end.outcome is Outcome.APPLIED and end.loss is not None:
+        state.memory.losses.add(
+            LossPoint(
+                microbatch_id=trip.microbatch_id,
+                outer_step=trip.outer_step,
+                loss=end.loss,
+                time_s=state.memory.now_s,
             )
-            _keep_pathway(state, member, trip, end.path, end.loss)
-        _credit(state, trip)
-    state.look_again()
-    return True
+        )
+        _keep_pathway(state, member, trip, end.path, end.loss)
 
 
 def _keep_pathway(state: RunState, member: Member, trip: Trip, path: tuple[Hotkey, ...], loss: float) -> None:
@@ -62,36 +83,18 @@ def _keep_pathway(state: RunState, member: Member, trip: Trip, path: tuple[Hotke
         state.memory.pathways.add(trip.outer_step, trip.microbatch_id, path, loss)
 
 
-def _is_repeated(state: RunState, member: Member, end: MicrobatchEnd) -> bool:
-    """Whether a trip that is not live ended just as the miner says: then nothing is wrong."""
-    outer_step = state.memory.leases.outer_step
-    trip = state.memory.leases.trip(outer_step, end.microbatch_id)
-    return trip is not None and trip.lessee == member.hotkey and trip.outcome is end.outcome
-
-
-def _take_receipt(state: RunState, member: Member, receipt: Receipt) -> bool:
-    trip = state.memory.leases.trip(receipt.outer_step, receipt.microbatch_id)
-    if trip is None:
-        return False
-    num_trips = len(state.memory.leases.trips[receipt.outer_step])
-    if not state.memory.ledger.add_receipt(member.hotkey, member.stage_index, receipt, trip, num_trips):
-        return False
-    _credit(state, trip)
-    return True
-
-
-def _credit(state: RunState, trip: Trip) -> None:
-    for credit in state.memory.ledger.credit(trip):
-        earner = state.memory.membership.members.get(credit.hotkey)
-        if earner is not None:
-            earner.num_credited += 1
-
-
-def _take_commitment(state: RunState, member: Member, commitment: Commitment) -> bool:
+def _is_in_time(state: RunState, member: Member, commitment: Commitment) -> bool:
     stage = state.stage_of(member)
-    in_time = isinstance(stage.activity, Training | Uploading) and commitment.outer_step == stage.outer_step
-    if not member.is_present or not in_time:
-        return state.memory.ledger.commitment(commitment.outer_step, member.hotkey) == commitment
-    taken = state.memory.ledger.commit(member.hotkey, stage.stage_index, commitment)
-    state.look_again()
-    return taken
+    is_open = isinstance(stage.activity, Training | Uploading) and commitment.outer_step == stage.outer_step
+    return member.is_present and is_open
+
+
+def _tell(state: RunState, member: Member, outer_step: int, contradiction: Contradiction) -> None:
+    """Says that receipts contradict each other, once per miner and outer step."""
+    if member.contradiction_told_step >= outer_step:
+        return
+    member.contradiction_told_step = outer_step
+    state.notice(
+        f"outer step {outer_step}: receipts of microbatch {contradiction.microbatch_id} contradict each other "
+        f"({contradiction.kind}: {', '.join(contradiction.hotkeys)})"
+    )

@@ -8,6 +8,7 @@ alone. Phases are moved elsewhere: handlers only note that something has come.
 from typing import assert_never
 
 from orion.common.ids import Hotkey, MemberState
+from orion.common.protocol.entries import Proof, Said, TripsLeased
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key, reduced_key
 from orion.common.protocol.messages import (
     Applied,
@@ -26,39 +27,44 @@ from orion.common.protocol.messages import (
     Report,
     Uploaded,
 )
-from orion.common.protocol.records import Verdict
+from orion.common.protocol.records import ScoreSheet, Verdict
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.assignment import choose_stage
 from orion.orchestrator.checkpoints import ask_another
 from orion.orchestrator.events import Request, Response
 from orion.orchestrator.membership import Member
 from orion.orchestrator.merge import Copy
-from orion.orchestrator.reports import take_report
+from orion.orchestrator.reports import said, take_report
 from orion.orchestrator.stages import Applying, Reducing, StageProgress, Training, Uploading
 from orion.orchestrator.state import RunState
 
 _RETRY_SOON_S = 0.5
 _RETRY_REGISTRATION_S = 5.0
+SHEETS_PER_OUTER_STEP_MAX = 32
+"""Score sheets taken from one validator while an outer step is the newest: one for each attempt to set weights."""
 LEASES_PER_CREDIT_MAX = 8
 """Live leases of one miner ÷ what it admits at a time: ended trips are reported in batches, so a few times its credits
 are in use at any moment; more would only be hoarding."""
 
 
-def answer(state: RunState, hotkey: Hotkey, message: Request) -> Response:
+def answer(state: RunState, hotkey: Hotkey, message: Request, proof: Proof | None) -> Response:
     """Does what the message asks for. Raises RefusedError."""
     if isinstance(message, Join):
         return _join(state, hotkey, message)
     if isinstance(message, Verdict):
-        return _verdict(state, hotkey, message)
+        return _verdict(state, hotkey, message, proof)
+    if isinstance(message, ScoreSheet):
+        return _score_sheet(state, hotkey, message, proof)
     if isinstance(message, Report):
-        return _report(state, hotkey, message)
-    return _answer_member(state, hotkey, message)
+        return _report(state, hotkey, message, proof)
+    return _answer_member(state, hotkey, message, proof)
 
 
 def _answer_member(
     state: RunState,
     hotkey: Hotkey,
     message: Heartbeat | Leave | LeaseRequest | Uploaded | Reduced | Applied | CheckpointUploaded,
+    proof: Proof | None,
 ) -> Response:
     """The messages of which each also renews its sender's membership."""
     member = state.memory.membership.get(hotkey)
@@ -74,9 +80,9 @@ def _answer_member(
         case LeaseRequest():
             return _lease(state, member, message)
         case Uploaded():
-            return _uploaded(state, member, message)
+            return _uploaded(state, member, message, proof)
         case Reduced():
-            return _reduced(state, member, message)
+            return _reduced(state, member, message, proof)
         case Applied():
             return _applied(state, member, message)
         case CheckpointUploaded():
@@ -168,24 +174,25 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
     if not trips:
         raise refused(RefusalCode.NO_WORK, "the share of this outer step has been given out", _RETRY_SOON_S)
     leased = tuple(LeasedMicrobatch(microbatch_id=trip.microbatch_id, data_id=trip.data_id) for trip in trips)
+    state.record(TripsLeased(outer_step=stage.outer_step, lessee=member.hotkey, trips=leased))
     return Lease(outer_step=stage.outer_step, microbatches=leased, deadline_s=deadline_s)
 
 
-def _report(state: RunState, hotkey: Hotkey, report: Report) -> Done:
+def _report(state: RunState, hotkey: Hotkey, report: Report, proof: Proof | None) -> Done:
     """Also of a miner that has just gone: its partners are credited by what it says."""
     member = state.memory.membership.members.get(hotkey)
     if member is None:
         raise refused(RefusalCode.NOT_MEMBER, "not a member: join first")
     if member.is_present:
         member.last_seen_s = state.memory.now_s
-    take_report(state, member, report)
+    take_report(state, member, report, proof)
     return Done()
 
 
 # --- the outer step ---------------------------------------------------------------------------------------------------
 
 
-def _uploaded(state: RunState, member: Member, uploaded: Uploaded) -> Done:
+def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof | None) -> Done:
     stage = state.stage_of(member)
     uploading = stage.activity
     contribution = uploaded.contribution
@@ -212,12 +219,13 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded) -> Done:
     if earlier is not None and all(state.memory.objects.is_durable(ref) for ref in earlier.objects):
         raise refused(RefusalCode.CONFLICT, "another contribution of this outer step is in the store already")
     uploading.uploads[member.hotkey] = contribution
+    state.record(said(member, uploaded, proof))
     for ref in contribution.objects:
         state.watch(ref)
     return Done()
 
 
-def _reduced(state: RunState, member: Member, reduced: Reduced) -> Done:
+def _reduced(state: RunState, member: Member, reduced: Reduced, proof: Proof | None) -> Done:
     stage = state.stage_of(member)
     reducing = stage.activity
     if not isinstance(reducing, Reducing) or reduced.outer_step != stage.outer_step:
@@ -242,6 +250,7 @@ def _reduced(state: RunState, member: Member, reduced: Reduced) -> Done:
     if earlier is not None and state.memory.objects.is_durable(earlier.object):
         raise refused(RefusalCode.CONFLICT, "another mean of this partition is in the store already")
     partition.copies[member.hotkey] = copy
+    state.record(said(member, reduced, proof))
     state.watch(reduced.object)
     return Done()
 
@@ -288,14 +297,33 @@ def _check_size(ref: ObjectRef, size_bytes_max: int) -> None:
 # --- validation -------------------------------------------------------------------------------------------------------
 
 
-def _verdict(state: RunState, hotkey: Hotkey, verdict: Verdict) -> Done:
+def _verdict(state: RunState, hotkey: Hotkey, verdict: Verdict, proof: Proof | None) -> Done:
     memory = state.memory
-    if not memory.permits.get(hotkey, False):
-        raise refused(RefusalCode.FORBIDDEN, "this hotkey has no validator permit on the subnet", _RETRY_REGISTRATION_S)
+    _check_permit(state, hotkey)
     if verdict.miner not in memory.membership.members or verdict.outer_step not in memory.ledger.steps:
         raise refused(RefusalCode.NOT_FOUND, "no such miner or outer step")
-    if not memory.ledger.judge(hotkey, verdict):
+    taken = state.record(Said(hotkey=hotkey, stage_index=None, message=verdict, proof=proof))
+    if taken.is_conflict:
         raise refused(RefusalCode.CONFLICT, "another verdict on this subject was given before")
-    if not verdict.passed:
+    if taken.changed and not verdict.passed:
         state.notice(f"outer step {verdict.outer_step}: {verdict.miner} failed a check: {verdict.reason}")
     return Done()
+
+
+def _score_sheet(state: RunState, hotkey: Hotkey, sheet: ScoreSheet, proof: Proof | None) -> Done:
+    """Kept as it is: whether it follows from the ledger is for anybody to compute, not for the orchestrator to say."""
+    memory = state.memory
+    _check_permit(state, hotkey)
+    if sheet.num_entries > memory.num_entries:
+        raise refused(RefusalCode.CONFLICT, f"the ledger has {memory.num_entries} entries, not {sheet.num_entries}")
+    earlier = memory.ledger.sheets.get(hotkey)
+    if earlier is None or earlier[1] != sheet:
+        if memory.ledger.num_sheets(hotkey) >= SHEETS_PER_OUTER_STEP_MAX:
+            raise refused(RefusalCode.BUSY, "enough score sheets in this outer step", _RETRY_REGISTRATION_S)
+        state.record(Said(hotkey=hotkey, stage_index=None, message=sheet, proof=proof))
+    return Done()
+
+
+def _check_permit(state: RunState, hotkey: Hotkey) -> None:
+    if not state.memory.permits.get(hotkey, False):
+        raise refused(RefusalCode.FORBIDDEN, "this hotkey has no validator permit on the subnet", _RETRY_REGISTRATION_S)

@@ -3,6 +3,7 @@
 Invariant: whatever is needed to build the anchor of any of the last `keep_outer_steps` outer steps stays.
 """
 
+from orion.common.protocol.entries import RecordsClosed
 from orion.common.protocol.keys import outer_step_prefix
 from orion.orchestrator.events import DeleteObjects
 from orion.orchestrator.state import RunState
@@ -24,7 +25,9 @@ def forget_old(state: RunState) -> None:
     memory.leases.forget_before(keep_from)
     memory.pathways.forget_before(keep_from)
     scored_from = memory.train.outer_step - state.spec.validation.score_window_outer_steps
-    memory.ledger.forget_before(keep_from, min(keep_from, scored_from))
+    work_before = max(0, min(keep_from, scored_from))
+    if keep_from > memory.ledger.trips_from:
+        state.record(RecordsClosed(trips_before=keep_from, work_before=work_before))
 
 
 def delete_again(state: RunState) -> None:

@@ -26,7 +26,7 @@ from orion.common.net.chain import Chain, ChainError
 from orion.common.net.gate import Gate
 from orion.common.net.http import SERVER_KEEPALIVE_S
 from orion.common.net.store import DirectoryStore, UrlSigner
-from orion.common.protocol.messages import RefusalCode
+from orion.common.protocol.messages import RefusalCode, RunInfo
 from orion.common.protocol.refusals import refused
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data_index import INDEX_FILE, dataset_files, read_index
@@ -35,6 +35,7 @@ from orion.orchestrator.config import OrchestratorConfig
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import MetagraphUpdated, Neuron
 from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
+from orion.orchestrator.ledger_store import LEDGER_FILE, SqliteLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics, RunCollector
 
@@ -69,14 +70,18 @@ async def serve(
         header = Header(spec.digest, secrets.token_bytes(SECRET_BYTES))
         journal = SqliteJournal(config.state_folder / "journal.sqlite", header)
         stack.callback(journal.close)
+        run_info = RunInfo(orchestrator=hotkey_of(keypair), spec=spec.model_dump(mode="json"))
+        ledger = SqliteLedger(config.state_folder / LEDGER_FILE, run_info, spec.digest)
+        stack.callback(ledger.close)
         store = DirectoryStore(config.state_folder / "store")
         registry = CollectorRegistry()
         loop = OrchestratorLoop(
             OrchestratorCore(spec, random.Random(journal.header.derived("draws"))),
             journal,
+            ledger,
             store,
             clock,
-            LoopMetrics(registry),
+            metrics=LoopMetrics(registry),
             tick_s=config.tick_s,
             queue_max=config.queue_max,
         )
@@ -89,7 +94,8 @@ async def serve(
         registry.register(RunCollector(lambda: loop.core.status(clock.now_s()), lambda: loop.num_queued))
         app = build_app(
             ApiParts(
-                spec=spec,
+                run_info=run_info,
+                ledger=ledger,
                 loop=loop,
                 gate=Gate(verifier, spec.digest, clock, partial(_admit, loop.core)),
                 store=store,

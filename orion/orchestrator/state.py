@@ -11,12 +11,22 @@ from blake3 import blake3
 
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey, MemberState, Outcome
+from orion.common.ledger.book import LedgerBook, Taken
+from orion.common.protocol.entries import (
+    Fact,
+    LedgerEntry,
+    OuterStepOpened,
+    TripsDied,
+    chained,
+    entry_to_json,
+    first_digest,
+)
+from orion.common.protocol.fields import BATCH_MAX
 from orion.common.protocol.messages import ObjectRef
 from orion.orchestrator.canonical import state_digest
-from orion.orchestrator.events import CheckObject, Effect
+from orion.orchestrator.events import CheckObject, Effect, Recorded
 from orion.orchestrator.figures import StageFigures
-from orion.orchestrator.leases import LeaseBook
-from orion.orchestrator.ledger import LedgerBook
+from orion.orchestrator.leases import LeaseBook, Trip
 from orion.orchestrator.losses import LossHistory
 from orion.orchestrator.membership import Member, Membership
 from orion.orchestrator.objects import ObjectBook
@@ -44,6 +54,8 @@ class Memory:
     """What the digest covers."""
 
     num_stages: int
+    ledger_digest: Digest
+    """Of the public ledger so far."""
     draw_seed: int
     """Secret part of every draw, so that nobody can foresee who reduces what."""
     final_outer_step: int
@@ -69,6 +81,8 @@ class Memory:
     num_notices: int = 0
     """Ever given."""
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))
+    num_entries: int = 0
+    """Of the public ledger."""
     membership: Membership = field(init=False)
     ledger: LedgerBook = field(init=False)
     pathways: PathwayBook = field(init=False)
@@ -77,7 +91,6 @@ class Memory:
     def __post_init__(self) -> None:
         self.membership = Membership(self.num_stages)
         self.ledger = LedgerBook(self.num_stages)
-        self.ledger.open(0)
         self.pathways = PathwayBook(self.num_stages)
         self.stages = [StageProgress(stage_index) for stage_index in range(self.num_stages)]
 
@@ -88,7 +101,7 @@ class RunState:
     def __init__(self, spec: RunSpec, figures: tuple[StageFigures, ...], draw_seed: int) -> None:
         self.spec = spec
         self.figures = figures
-        self.memory = Memory(spec.num_stages, draw_seed, spec.outer_steps)
+        self.memory = Memory(spec.num_stages, first_digest(spec.digest), draw_seed, spec.outer_steps)
         self.outbox: list[Effect] = []
         self.feed_changed = False
         self.rules_due = False
@@ -112,6 +125,36 @@ class RunState:
         """Tells people; shown in the run's status."""
         self.memory.num_notices += 1
         self.memory.notices.append(text[:NOTICE_CHARS_MAX])
+
+    # --- the public ledger ---
+
+    def open_ledger(self) -> None:
+        """Writes the ledger's first entry. Called with the first event, because effects come from events alone."""
+        if self.memory.num_entries == 0:
+            self.record(OuterStepOpened(outer_step=0))
+
+    def record(self, fact: Fact) -> Taken:
+        """Does what follows from a fact, and puts it into the ledger if anything does."""
+        memory = self.memory
+        taken = memory.ledger.take(memory.num_entries, fact)
+        if taken.changed:
+            entry = entry_to_json(LedgerEntry(sequence=memory.num_entries, time_s=memory.now_s, fact=fact))
+            memory.ledger_digest = chained(memory.ledger_digest, entry)
+            self.outbox.append(Recorded(memory.num_entries, entry, memory.ledger_digest))
+            memory.num_entries += 1
+        return taken
+
+    def end_trips(self, trips: list[Trip], reason: str) -> None:
+        """Cancels live trips without their lessees."""
+        for trip in trips:
+            self.memory.leases.end(trip, Outcome.CANCELLED, reason)
+        by_step: dict[int, list[Trip]] = {}
+        for trip in trips:
+            by_step.setdefault(trip.outer_step, []).append(trip)
+        for outer_step, dead in by_step.items():
+            for start in range(0, len(dead), BATCH_MAX):
+                ids = tuple(trip.microbatch_id for trip in dead[start : start + BATCH_MAX])
+                self.record(TripsDied(outer_step=outer_step, microbatch_ids=ids, reason=reason[:NOTICE_CHARS_MAX]))
 
     def watch(self, ref: ObjectRef) -> None:
         """Has the store asked about an object."""
@@ -164,7 +207,5 @@ class RunState:
         self.changed()
 
     def end_leases(self, hotkey: Hotkey, reason: str) -> None:
-        leases = self.memory.leases
-        for trip in leases.live_trips_of(hotkey):
-            leases.end(trip, Outcome.CANCELLED, reason)
+        self.end_trips(self.memory.leases.live_trips_of(hotkey), reason)
         self.look_again()

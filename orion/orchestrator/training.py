@@ -8,6 +8,7 @@ fixed at the opening; an open train phase has a deadline.
 """
 
 from orion.common.ids import MemberState
+from orion.common.protocol.entries import OuterStepOpened
 from orion.orchestrator.checkpoints import begin_finishing
 from orion.orchestrator.merging import begin_upload
 from orion.orchestrator.stages import StageProgress, Training
@@ -124,7 +125,7 @@ def _end_if_due(state: RunState) -> bool:
     if _time_is_up(state):
         memory.final_outer_step = min(memory.final_outer_step, train.outer_step + 1)
     memory.train = TrainRound(train.outer_step + 1)
-    memory.ledger.open(train.outer_step + 1)
+    state.record(OuterStepOpened(outer_step=train.outer_step + 1))
     for stage in memory.stages:
         begin_upload(state, stage)
     return True

@@ -30,7 +30,6 @@ from orion.common.protocol.records import (
     PathwayQuery,
     Pathways,
     RunStatus,
-    VerdictRecord,
 )
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.stages import StageProgress
@@ -116,17 +115,9 @@ def status(state: RunState, now_s: float) -> RunStatus:
 
 def ledger(state: RunState, query: LedgerQuery) -> Ledger:
     """Credited work and verdicts from an outer step on."""
-    book = state.memory.ledger
-    return Ledger(
-        outer_step=state.memory.train.outer_step,
-        work=tuple(book.work(query.from_outer_step, tuple(figures.microbatch_flops for figures in state.figures))),
-        verdicts=tuple(
-            VerdictRecord(validator=validator, verdict=verdict)
-            for outer_step, step in sorted(book.steps.items())
-            if outer_step >= query.from_outer_step
-            for (validator, _, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
-        ),
-    )
+    memory = state.memory
+    flops = tuple(figures.microbatch_flops for figures in state.figures)
+    return memory.ledger.summary(query.from_outer_step, memory.num_entries, memory.ledger_digest, flops)
 
 
 def losses(state: RunState, query: LossQuery) -> Losses:

@@ -14,6 +14,7 @@ from blake3 import blake3
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.protocol.codec import Body
+from orion.common.protocol.entries import EntriesQuery, LedgerPage
 from orion.common.protocol.messages import (
     Accepted,
     Applied,
@@ -43,6 +44,7 @@ from orion.common.protocol.records import (
     LedgerQuery,
     MergeQuery,
     MergeRecord,
+    ScoreSheet,
     Verdict,
 )
 from orion.common.protocol.refusals import RefusedError, refused
@@ -111,8 +113,14 @@ class SimulatedOrchestrator:
     async def merge(self, stage_index: int, outer_step: int) -> MergeRecord:
         return await self.call(MergeQuery(stage_index=stage_index, outer_step=outer_step), MergeRecord)
 
+    async def entries(self, from_sequence: int) -> LedgerPage:
+        return await self.call(EntriesQuery(from_sequence=from_sequence), LedgerPage)
+
     async def verdict(self, verdict: Verdict) -> Done:
         return await self.call(verdict, Done)
+
+    async def scores(self, sheet: ScoreSheet) -> Done:
+        return await self.call(sheet, Done)
 
     async def grants(self, request: GrantRequest) -> Grants:
         return await self.call(request, Grants)

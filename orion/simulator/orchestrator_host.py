@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from orion.common.ids import Hotkey
+from orion.common.protocol.entries import EntriesQuery
 from orion.common.protocol.messages import (
     GrantRequest,
     Grants,
@@ -38,12 +39,14 @@ from orion.orchestrator.events import (
     MetagraphUpdated,
     Neuron,
     ObjectChecked,
+    Recorded,
     Refuse,
     RequestArrived,
     Resumed,
     Ticked,
 )
 from orion.orchestrator.journal import MemoryJournal, Record
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import replay
 from orion.simulator.clock import Timer
 from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, RECORD_BYTES, Host, wire_bytes
@@ -78,7 +81,9 @@ class _Waiter:
     timer: Timer
 
 
-Query = CommitmentQuery | LedgerQuery | LossQuery | PathwayQuery | ManifestQuery | MergeQuery | GrantRequest
+Query = (
+    CommitmentQuery | LedgerQuery | EntriesQuery | LossQuery | PathwayQuery | ManifestQuery | MergeQuery | GrantRequest
+)
 
 
 class OrchestratorHost(Host):
@@ -97,11 +102,13 @@ class OrchestratorHost(Host):
         self._open: dict[int, Respond] = {}
         self._num_requests = 0
         self._neurons: tuple[Neuron, ...] = ()
+        self.ledger = MemoryLedger(world.spec.digest)
+        """Follows from the journal, so a new process fills its own."""
 
     def start(self) -> None:
         """Comes up: replays the journal, then resumes where it ended."""
         super().start()
-        self.next_sequence, _ = replay(self.core, self._journal)
+        self.next_sequence, _ = replay(self.core, self._journal, self.ledger)
         if self.next_sequence:
             self.handle(Resumed())
         self._look_at_chain()
@@ -164,6 +171,8 @@ class OrchestratorHost(Host):
                 self._world.store.delete(prefix)
             case Announce():
                 self._announce()
+            case Recorded():
+                self.ledger.append([effect])
 
     def _answer(self, request_id: int, message: Message) -> None:
         respond = self._open.pop(request_id, None)
@@ -184,6 +193,8 @@ class OrchestratorHost(Host):
                 return core.commitments(query)
             case LedgerQuery():
                 return core.ledger(query)
+            case EntriesQuery():
+                return self.ledger.page(query.from_sequence).to_message()
             case LossQuery():
                 return core.losses(query)
             case PathwayQuery():

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
+from orion.common.ledger.scoring import window_start
 from orion.common.protocol.records import (
     Commitments,
     Ledger,
@@ -60,7 +61,6 @@ from orion.validator.events import (
 from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
 from orion.validator.sampling import draw_miners
-from orion.validator.scoring import window_start
 from orion.validator.weight_duty import WeightDuty
 
 FEED_PATIENCE_S = 60.0

@@ -5,6 +5,8 @@ the subnet afresh, so that it never acts on what it knew before it had to wait.
 """
 
 from orion.common.config import RunSpec
+from orion.common.ledger.scoring import scores, window_start
+from orion.common.ledger.weights import chain_weights
 from orion.common.protocol.records import Ledger
 from orion.validator.errand import Errands
 from orion.validator.events import (
@@ -17,8 +19,6 @@ from orion.validator.events import (
     SetWeights,
     WeightsRefused,
 )
-from orion.validator.scoring import scores, window_start
-from orion.validator.weights import chain_weights
 
 REFUSALS_MAX = 20
 """Refusals in a row that say "later" before a set of weights is given up."""

@@ -43,6 +43,7 @@ from orion.orchestrator.events import (
     MetagraphUpdated,
     Neuron,
     ObjectChecked,
+    Recorded,
     Refuse,
     Request,
     RequestArrived,
@@ -93,6 +94,8 @@ class World:
         self.store: dict[str, ObjectRef] = {}
         self.deleted: list[str] = []
         self.announced: list[int] = []
+        self.recorded: list[Recorded] = []
+        """The public ledger."""
         self.loses: Callable[[ObjectRef], bool] = lambda ref: False
         """Objects that never become durable."""
         self.after: Callable[[World], None] = lambda world: None
@@ -133,6 +136,8 @@ class World:
                 self.store = {key: ref for key, ref in self.store.items() if not key.startswith(prefix)}
             case Announce(version):
                 self.announced.append(version)
+            case Recorded():
+                self.recorded.append(effect)
 
     def ask(self, hotkey: Hotkey, message: Request) -> Response | Refusal:
         """Sends a message; exactly one answer comes."""

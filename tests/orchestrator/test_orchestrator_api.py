@@ -20,28 +20,35 @@ from orchestrator_http import (
 from orchestrator_miner import HttpMiner, body_of
 from orchestrator_world import make_spec
 
+from orion.common.clock import SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError
-from orion.common.ids import Phase
+from orion.common.ids import PROTOCOL_VERSION, Phase
+from orion.common.ledger.book import LedgerBook
+from orion.common.ledger.work import microbatch_flops
 from orion.common.net.http import HttpClient
 from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol import routes
+from orion.common.protocol.entries import Said, chained, entry_to_json, first_digest
 from orion.common.protocol.keys import pseudo_gradient_key
 from orion.common.protocol.messages import (
     Done,
     GrantRequest,
     Join,
     LeaseRequest,
+    Refusal,
     RefusalCode,
+    Report,
 )
 from orion.common.protocol.records import (
+    Ledger,
     RunStatus,
     Verdict,
 )
 from orion.common.protocol.refusals import RefusedError
-from orion.common.protocol.signing import hotkey_of
+from orion.common.protocol.signing import hotkey_of, is_proven, sign_request
 
 
 @pytest.fixture
@@ -67,6 +74,38 @@ async def text_of(url: str) -> str:
         return (await http.read("GET", url, timeout_s=5.0)).decode()
 
 
+async def check_public_ledger(url: str, spec: RunSpec, told: Ledger) -> None:
+    """Anybody can read it, verify every word in it, and come to what the orchestrator says follows from it."""
+    book, digest, num_said = LedgerBook(spec.num_stages), first_digest(spec.digest), 0
+    async with HttpClient() as http:
+        page = await OrchestratorClient.read_entries(http, url, 0)
+    assert page.num_entries == len(page.entries)
+    for entry in page.entries:
+        digest = chained(digest, entry_to_json(entry))
+        assert book.take(entry.sequence, entry.fact).changed
+        if isinstance(entry.fact, Said):
+            num_said += 1
+            assert entry.fact.proof is not None
+            assert is_proven(entry.fact.proof, entry.fact.hotkey, hotkey_of(ORCHESTRATOR_KEY), entry.fact.message)
+            assert spec.digest in entry.fact.proof.target
+    assert num_said >= 9
+    assert digest == page.head
+    assert book.summary(0, page.num_entries, digest, microbatch_flops(spec)) == told
+
+
+async def test_a_report_in_another_spelling_is_malformed(tmp_path: Path, spec: RunSpec) -> None:
+    """Nobody else could rebuild what was signed."""
+    async with orchestrator(make_config(tmp_path), spec, make_chain()) as url, aiohttp.ClientSession() as session:
+        for body, status in ((b'{"sequence": 0}', 400), (Report(sequence=0).model_dump_json().encode(), 409)):
+            target = f"{routes.REPORT}?protocol={PROTOCOL_VERSION}&run={spec.digest}"
+            nonce_ns = int(SystemClock().now_s() * 1e9)
+            headers = sign_request(MINER_KEYS[0], "POST", target, body, hotkey_of(ORCHESTRATOR_KEY), nonce_ns=nonce_ns)
+            async with session.post(url + target, data=body, headers=headers) as answer:
+                assert answer.status == status
+                code = Refusal.model_validate_json(await answer.read()).code
+                assert code is (RefusalCode.MALFORMED if status == 400 else RefusalCode.NOT_MEMBER)
+
+
 async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
     async with orchestrator(make_config(tmp_path), spec, make_chain()) as url:
         async with HttpClient() as http:
@@ -87,6 +126,7 @@ async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
             async with HttpClient() as http:
                 losses = await OrchestratorClient.losses(http, url, 10)
             assert (losses.total, len(losses.points)) == (12, 2)
+            await check_public_ledger(url, spec, ledger)
         status = await status_of(url)
         assert status.finished and status.microbatches_applied == 12 and status.anchors_equal
         metrics = await text_of(url + routes.METRICS)

@@ -15,6 +15,7 @@ from orchestrator_world import make_spec
 from orion.common.protocol.records import LossQuery
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import replay
 
 SCRIPT = Path(__file__).with_name("orchestrator_process.py")
@@ -39,7 +40,7 @@ async def killed_in_the_end(folder: Path) -> AsyncIterator[HttpMiner]:
 def journaled_core(folder: Path) -> OrchestratorCore:
     journal = SqliteJournal(folder / "orchestrator" / "journal.sqlite", Header(SPEC.digest, b"x" * SECRET_BYTES))
     core = OrchestratorCore(SPEC, random.Random(journal.header.derived("draws")))
-    replay(core, journal)
+    replay(core, journal, MemoryLedger(SPEC.digest))
     journal.close()
     return core
 

@@ -26,6 +26,7 @@ from orion.common.protocol.refusals import RefusedError
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import MetagraphUpdated, Neuron, RequestArrived, Resumed
 from orion.orchestrator.journal import Header, Journal, MemoryJournal, Record
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics
 
@@ -94,9 +95,10 @@ def make_loop(
     return OrchestratorLoop(
         OrchestratorCore(spec, random.Random(7)),
         journal,
+        MemoryLedger(spec.digest),
         store,
         clock if clock is not None else SystemClock(),
-        LoopMetrics(CollectorRegistry()),
+        metrics=LoopMetrics(CollectorRegistry()),
         tick_s=tick_s,
         queue_max=queue_max,
     )

@@ -25,16 +25,26 @@ from orion.common.ids import PROTOCOL_VERSION, Phase
 from orion.common.net.gate import Gate
 from orion.common.net.store import DirectoryStore, UrlSigner
 from orion.common.protocol import routes
-from orion.common.protocol.messages import Heartbeat, Refusal, RefusalCode
+from orion.common.protocol.messages import Heartbeat, Refusal, RefusalCode, RunInfo
 from orion.common.protocol.signing import Keypair, NonceSource, Verifier, hotkey_of, sign_request
 from orion.orchestrator.api import ApiParts, build_app
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.journal import SECRET_BYTES, Header, MemoryJournal
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics
 
 SPEC = make_spec(num_stages=1, replicas=1)
-UNSIGNED = {routes.RUN, routes.STATUS, routes.LOSSES, routes.HEALTH, routes.METRICS, routes.OBJECTS + "/{key:path}"}
+UNSIGNED = {
+    routes.RUN,
+    routes.STATUS,
+    routes.LOSSES,
+    routes.PATHWAYS,
+    routes.ENTRIES,
+    routes.HEALTH,
+    routes.METRICS,
+    routes.OBJECTS + "/{key:path}",
+}
 """Open to anyone; an object's URL carries its own signature."""
 NONCES = NonceSource()
 
@@ -45,9 +55,11 @@ def signed_routes(folder: Path) -> list[tuple[str, str]]:
     store = DirectoryStore(folder)
     core = OrchestratorCore(SPEC, random.Random(1))
     journal = MemoryJournal(Header(SPEC.digest, bytes(SECRET_BYTES)))
-    loop = OrchestratorLoop(core, journal, store, clock, LoopMetrics(registry), tick_s=1.0, queue_max=8)
+    ledger = MemoryLedger(SPEC.digest)
+    loop = OrchestratorLoop(core, journal, ledger, store, clock, metrics=LoopMetrics(registry), tick_s=1.0, queue_max=8)
     gate = Gate(Verifier(hotkey_of(ORCHESTRATOR_KEY)), SPEC.digest, clock)
-    app = build_app(ApiParts(SPEC, loop, gate, store, UrlSigner(b"x" * 32), clock, 1.0, {}, registry))
+    run_info = RunInfo(orchestrator=gate.hotkey, spec=SPEC.model_dump(mode="json"))
+    app = build_app(ApiParts(run_info, ledger, loop, gate, store, UrlSigner(b"x" * 32), clock, 1.0, {}, registry))
     found = [(method, route) for route in app.routes if isinstance(route, APIRoute) for method in sorted(route.methods)]
     assert {route.path for _, route in found} >= UNSIGNED
     return [(method, route.path.replace("{name}", "x")) for method, route in found if route.path not in UNSIGNED]

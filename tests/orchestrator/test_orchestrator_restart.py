@@ -7,6 +7,7 @@ from orchestrator_world import World, hotkey_of, make_spec
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import CheckObject, DeleteObjects, Resumed, Ticked, event_from_json, event_to_json
 from orion.orchestrator.journal import Header, MemoryJournal, Record
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import replay
 
 
@@ -31,9 +32,13 @@ def test_replay_reads_the_whole_journal() -> None:
     journal = MemoryJournal(Header(world.spec.digest, b"s" * 32))
     journal.append([Record(number, now_s, event) for number, (now_s, event) in enumerate(world.events)])
     twin = OrchestratorCore(world.spec, random.Random(7))
-    assert replay(twin, journal) == (len(world.events), world.now_s - 1.0)
+    ledger = MemoryLedger(world.spec.digest)
+    assert replay(twin, journal, ledger) == (len(world.events), world.now_s - 1.0)
     assert twin.digest() == world.core.digest()
-    assert replay(OrchestratorCore(world.spec, random.Random(7)), MemoryJournal(journal.header)) == (0, 0.0)
+    empty = MemoryJournal(journal.header)
+    fresh = MemoryLedger(world.spec.digest)
+    assert replay(OrchestratorCore(world.spec, random.Random(7)), empty, fresh) == (0, 0.0)
+    assert (ledger.num_entries, fresh.num_entries) == (len(world.recorded), 0)
 
 
 def test_nobody_is_blamed_for_the_time_the_orchestrator_was_away() -> None:

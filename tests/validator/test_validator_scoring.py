@@ -7,24 +7,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from validator_world import hotkey, make_spec
 
-from orion.common.ids import Hotkey
+from orion.common.ids import Digest, Hotkey
+from orion.common.ledger.scoring import FAILED_CHECK_FACTOR, scores, window_start
+from orion.common.ledger.weights import U16_MAX, as_u16, chain_weights
 from orion.common.protocol.records import (
     Ledger,
     Verdict,
     VerdictRecord,
     WorkRecord,
 )
-from orion.validator.scoring import FAILED_CHECK_FACTOR, scores, window_start
-from orion.validator.weights import U16_MAX, as_u16, chain_weights
 
 WINDOW = 5
+DIGEST = Digest("0" * 64)
 SPEC = make_spec(validation={"score_window_outer_steps": WINDOW})
 MINERS = [hotkey(number) for number in range(4)]
 VALIDATORS = [hotkey(8, number) for number in range(3)]
 
 
 def work(miner: Hotkey, outer_step: int, flops: float) -> WorkRecord:
-    return WorkRecord(hotkey=miner, stage_index=0, outer_step=outer_step, num_microbatches=1, flops=flops)
+    return WorkRecord(
+        hotkey=miner,
+        stage_index=0,
+        outer_step=outer_step,
+        num_microbatches=1,
+        num_committed=1,
+        merge=None,
+        flops=flops,
+    )
 
 
 def verdict(validator: Hotkey, miner: Hotkey, outer_step: int, passed: bool) -> VerdictRecord:
@@ -35,7 +44,13 @@ def verdict(validator: Hotkey, miner: Hotkey, outer_step: int, passed: bool) -> 
 
 
 def ledger(records: list[WorkRecord], verdicts: list[VerdictRecord] | None = None, outer_step: int = 9) -> Ledger:
-    return Ledger(outer_step=outer_step, work=tuple(records), verdicts=tuple(verdicts or ()))
+    return Ledger(
+        num_entries=1,
+        digest=DIGEST,
+        outer_step=outer_step,
+        work=tuple(records),
+        verdicts=tuple(verdicts or ()),
+    )
 
 
 works = st.lists(

@@ -14,7 +14,7 @@ from validator_world import Cheat, WorkingMiner, make_feed, make_spec, trained
 from orion.common.clock import SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
-from orion.common.ids import Hotkey, Phase
+from orion.common.ids import Digest, Hotkey, Phase
 from orion.common.net.aiohttp_server import GATE, build_app, json_answer, serve, signed_json
 from orion.common.net.chain import Hyperparameters
 from orion.common.net.gate import Gate
@@ -139,10 +139,20 @@ class OrchestratorStandIn:
     async def ledger(self, request: web.Request) -> web.Response:
         await signed_json(request, LedgerQuery)
         work = tuple(
-            WorkRecord(hotkey=name, stage_index=miner.stage_index, outer_step=0, num_microbatches=7, flops=7.0)
+            WorkRecord(
+                hotkey=name,
+                stage_index=miner.stage_index,
+                outer_step=0,
+                num_microbatches=7,
+                num_committed=7,
+                merge=None,
+                flops=7.0,
+            )
             for name, miner in self.miners.items()
         )
-        return json_answer(Ledger(outer_step=1, work=work, verdicts=tuple(self.verdicts)))
+        return json_answer(
+            Ledger(num_entries=1, digest=Digest("0" * 64), outer_step=1, work=work, verdicts=tuple(self.verdicts))
+        )
 
     async def verdict(self, request: web.Request) -> web.Response:
         sender, verdict = await signed_json(request, Verdict)

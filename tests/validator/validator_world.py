@@ -461,6 +461,8 @@ class World:
     def ledger(self) -> Ledger:
         """All work of the one outer step, as credited."""
         return Ledger(
+            num_entries=1,
+            digest=Digest("0" * 64),
             outer_step=self.work_outer_step,
             work=tuple(
                 WorkRecord(
@@ -468,6 +470,8 @@ class World:
                     stage_index=miner.stage_index,
                     outer_step=self.work_outer_step,
                     num_microbatches=(count := self.credited.get(name, miner.num_applied)),
+                    num_committed=count,
+                    merge=None,
                     flops=100.0 * count,
                 )
                 for name, miner in self.miners.items()

@@ -14,6 +14,7 @@ from orion.common.net.http import HttpClient
 from orion.common.net.partial_file import PartialFile
 from orion.common.net.rpc import MessageT, RpcClient, parse_answer
 from orion.common.protocol import routes
+from orion.common.protocol.entries import EntriesQuery, LedgerPage
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
@@ -47,6 +48,7 @@ from orion.common.protocol.records import (
     PathwayQuery,
     Pathways,
     RunStatus,
+    ScoreSheet,
     Verdict,
 )
 
@@ -89,6 +91,15 @@ class OrchestratorClient:
         body = LossQuery(offset=offset).model_dump_json().encode()
         answer = await http.read("POST", base_url + routes.LOSSES, data=body, timeout_s=timeout_s)
         return parse_answer(Losses, answer, routes.LOSSES)
+
+    @staticmethod
+    async def read_entries(
+        http: HttpClient, base_url: str, from_sequence: int, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> LedgerPage:
+        """A page of the public ledger; public."""
+        body = EntriesQuery(from_sequence=from_sequence).model_dump_json().encode()
+        answer = await http.read("POST", base_url + routes.ENTRIES, data=body, timeout_s=timeout_s)
+        return parse_answer(LedgerPage, answer, routes.ENTRIES)
 
     # --- membership
 
@@ -157,8 +168,16 @@ class OrchestratorClient:
         query = MergeQuery(stage_index=stage_index, outer_step=outer_step)
         return await self._call(routes.MERGES, query, MergeRecord)
 
+    async def entries(self, from_sequence: int) -> LedgerPage:
+        """A page of the public ledger."""
+        return await self.read_entries(self.rpc.http, self.base_url, from_sequence, self._timeout_s)
+
     async def verdict(self, verdict: Verdict) -> Done:
         return await self._call(routes.VERDICT, verdict, Done)
+
+    async def scores(self, sheet: ScoreSheet) -> Done:
+        """Publishes this validator's scores."""
+        return await self._call(routes.SCORES, sheet, Done)
 
     # --- objects and files
 

@@ -11,12 +11,14 @@ from starlette.responses import Response
 
 from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
+from orion.common.protocol.entries import Proof
 from orion.common.protocol.messages import (
     Message,
     Refusal,
     RefusalCode,
 )
 from orion.common.protocol.refusals import RefusedError, refusal_from_answer, refused, status_of
+from orion.common.protocol.signing import proof_of
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -41,6 +43,22 @@ async def signed_json(
     return verify_starlette(request, body), parse_request(message_type, body)
 
 
+async def signed_statement(
+    request: Request, message_type: type[MessageT], size_bytes_max: int = REQUEST_BYTES_MAX
+) -> tuple[Hotkey, MessageT, Proof]:
+    """Sender and message of a signed JSON request, and the proof for anybody else that the sender said so.
+
+    The body must be the message's own JSON, byte for byte: only then can a third party rebuild what was signed. Raises
+    RefusedError, MALFORMED for any other spelling.
+    """
+    body = await read_bounded(request, size_bytes_max)
+    hotkey = verify_starlette(request, body)
+    message = parse_request(message_type, body)
+    if message.model_dump_json().encode() != body:
+        raise refused(RefusalCode.MALFORMED, "the body must be the message's canonical JSON: every field, no spaces")
+    return hotkey, message, proof_of(request.headers, _target(request))
+
+
 async def read_bounded(request: Request, size_bytes_max: int) -> bytes:
     """The body of a request. Raises RefusedError TOO_LARGE (before reading, where the size is announced) or MALFORMED
     when it doesn't arrive in time."""
@@ -61,10 +79,15 @@ async def read_bounded(request: Request, size_bytes_max: int) -> bytes:
 def verify_starlette(request: Request, body: bytes) -> Hotkey:
     """Who signed this request. Raises RefusedError."""
     gate: Gate = request.app.state.gate
+    return gate.check(request.method, _target(request), request.query_params, request.headers, body)
+
+
+def _target(request: Request) -> str:
+    """Path and query as they came."""
     target: str = request.scope["raw_path"].decode("latin-1")
     if request.scope["query_string"]:
         target += "?" + request.scope["query_string"].decode("latin-1")
-    return gate.check(request.method, target, request.query_params, request.headers, body)
+    return target
 
 
 def json_answer(message: Message, status: int = 200) -> Response:

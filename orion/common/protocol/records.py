@@ -110,6 +110,44 @@ class Verdict(Message):
     reason: Text = ""
 
 
+class Share(Message):
+    """A miner's chain weight."""
+
+    hotkey: Ss58
+    uid: Annotated[int, Field(ge=0, le=65_535)]
+    """Its slot on the chain when the weights were decided."""
+    score: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """FLOPs-equivalents, as `orion.common.ledger.scoring` computes them."""
+    weight: Annotated[float, Field(ge=0, le=1)]
+    """Share of the whole."""
+
+
+class ScoreSheet(Message):
+    """A validator's scores and the chain weights that it makes of them, with all that is needed to compute them again.
+
+    Signed with the digest of the ledger that it read, so that it also pins the ledger: nobody can change what was
+    there before without contradicting the validators.
+    """
+
+    kind: Literal["score_sheet"] = "score_sheet"
+    outer_step: Step
+    """Newest of the ledger that was read."""
+    num_entries: Count
+    """Of that ledger."""
+    ledger_digest: Blake3
+    """Of that ledger."""
+    owner_uid: Annotated[int, Field(ge=0, le=65_535)] | None
+    """The subnet owner's slot, which gets the burn share."""
+    burned: Annotated[float, Field(ge=0, le=1)]
+    """Weight of the owner's slot where no miner sits on it."""
+    weight_max: Annotated[float, Field(gt=0, le=1)]
+    """The subnet's bound on one miner's share."""
+    shares: Annotated[tuple[Share, ...], Field(max_length=MINERS_MAX)]
+    """Of every miner that has a score and a slot, ordered by hotkey."""
+    without_slot: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)] = ()
+    """Miners with a score that have no slot on the chain (any more), ordered by hotkey."""
+
+
 # --- merges -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +193,19 @@ class MergeQuery(Message):
 # --- the public record ------------------------------------------------------------------------------------------------
 
 
+class MergeShare(Message):
+    """What a miner did for the merge of an outer step, by partitions."""
+
+    num_settled: Count
+    """Partitions that have a mean."""
+    num_merged: Count
+    """Of these, those whose mean holds the miner's contribution."""
+    num_asked: Count
+    """Partitions that it was to reduce, those left out in which nobody's bytes stood."""
+    num_agreed: Count
+    """Of these, those in which its bytes stand."""
+
+
 class WorkRecord(Message):
     """Backward passes of one miner in one outer step that both ends of each transfer agree on."""
 
@@ -162,7 +213,12 @@ class WorkRecord(Message):
     stage_index: StageIndex
     outer_step: Step
     num_microbatches: Count
+    num_committed: Count
+    """Backward passes that its newest commitment covers: what can be checked. More than this does not count."""
+    merge: MergeShare | None
+    """None while the merge is not settled."""
     flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of `num_microbatches`."""
 
 
 class VerdictRecord(Message):
@@ -176,7 +232,12 @@ class LedgerQuery(Message):
 
 
 class Ledger(Message):
+    """What follows from the entries of the public ledger up to a place (`orion.common.ledger.book`)."""
+
     kind: Literal["ledger"] = "ledger"
+    num_entries: Count
+    digest: Blake3
+    """Of the ledger up to there."""
     outer_step: Step
     """The run's newest."""
     work: Annotated[tuple[WorkRecord, ...], Field(max_length=1_000_000)]

@@ -12,11 +12,13 @@ from typing import Protocol, cast
 
 import bittensor
 from bittensor import http_auth, sp_core
+from pydantic import ValidationError
 
 from orion.common.errors import ConfigError
 from orion.common.ids import Hotkey
-from orion.common.protocol.messages import RefusalCode
-from orion.common.protocol.refusals import refused
+from orion.common.protocol.entries import Proof
+from orion.common.protocol.messages import Message, RefusalCode
+from orion.common.protocol.refusals import malformed, refused
 
 _NS = 1_000_000_000
 
@@ -155,6 +157,57 @@ class Verifier:
         except http_auth.AuthError as error:
             raise refused(RefusalCode.BAD_SIGNATURE, f"{type(error).__name__}: {error}") from error
         return Hotkey(caller.hotkey_ss58)
+
+
+# --- proofs -----------------------------------------------------------------------------------------------------------
+
+
+def proof_of(headers: Mapping[str, str], target: str) -> Proof:
+    """What of a verified request must be kept so that others can verify it too. Raises RefusedError MALFORMED for a
+    scheme other than sr25519, or a target that is too long."""
+    lowered = {key.lower(): value for key, value in headers.items()}
+    try:
+        return Proof(
+            nonce_ns=int(lowered[http_auth.HEADER_NONCE.lower()]),
+            signature=lowered[http_auth.HEADER_SIGNATURE.lower()].lower(),
+            target=target,
+        )
+    except ValidationError as error:
+        raise malformed(error) from error
+
+
+def is_proven(proof: Proof, sender: Hotkey, receiver: Hotkey, message: Message) -> bool:
+    """Whether `sender` signed this message for `receiver`, at whatever time, as a request to the proof's target.
+
+    What the target must be (route, protocol, run) is the caller's to check.
+    """
+    headers = {
+        http_auth.HEADER_VERSION: http_auth.VERSION,
+        http_auth.HEADER_HOTKEY: sender,
+        http_auth.HEADER_RECEIVER: receiver,
+        http_auth.HEADER_NONCE: str(proof.nonce_ns),
+        http_auth.HEADER_SIGNATURE: proof.signature,
+    }
+    try:
+        http_auth.verify(
+            headers,
+            message.model_dump_json().encode(),
+            method="POST",
+            path=proof.target,
+            self_hotkey_ss58=receiver,
+            nonce_store=_Anew(),
+            now_ns=proof.nonce_ns,
+        )
+    except http_auth.AuthError:
+        return False
+    return True
+
+
+class _Anew:
+    """Takes every nonce: a proof may be looked at as often as anybody likes."""
+
+    def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
+        return True
 
 
 class _Window:

@@ -1,0 +1,437 @@
+"""What follows from the public ledger: receipts of both ends matched, credit, commitments, merges, verdicts.
+
+The one place that says so. The orchestrator folds each entry as it makes it; validators and auditors fold the same
+entries as they read them, and so come to the same. Pure: an entry in, what it changed out.
+
+Trusts no single miner: a microbatch earns only what sender and receiver of a transfer both report with the same digest
+and size. Invariants: a (microbatch, stage) pair is credited once at most; credit needs a matched transfer (with one
+stage: the trip's end); records of one miner never remove another's; memory is bounded by the work of the outer steps
+that are kept; a report of which nothing was taken and that contradicts nothing leaves the book as it was.
+"""
+
+from dataclasses import dataclass, field
+
+from orion.common.errors import DataError
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome, Subject
+from orion.common.ledger.contradictions import Contradiction, ContradictionKind, Contradictions
+from orion.common.protocol.entries import (
+    Fact,
+    MergeSettled,
+    OuterStepOpened,
+    RecordsClosed,
+    ReductionVote,
+    Said,
+    TripsDied,
+    TripsLeased,
+)
+from orion.common.protocol.messages import (
+    Commitment,
+    MicrobatchEnd,
+    Receipt,
+    Report,
+)
+from orion.common.protocol.records import (
+    CommitmentRecord,
+    Ledger,
+    MergeShare,
+    ScoreSheet,
+    Verdict,
+    VerdictRecord,
+    WorkRecord,
+)
+
+RECEIPTS_PER_TRIP_MAX = 8
+"""Receipts taken from one miner for each trip of an outer step, on average: four without detours, and as many again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A transfer as both its ends must name it."""
+
+    direction: Direction
+    to_stage: int
+    sender: Hotkey
+    receiver: Hotkey
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one end says of a transfer, and the entry in which it said so."""
+
+    digest: Digest
+    size_bytes: int
+    sequence: int
+
+    def says_the_same(self, other: "Claim") -> bool:
+        return (self.digest, self.size_bytes) == (other.digest, other.size_bytes)
+
+
+@dataclass(slots=True)
+class Claims:
+    """What each end says it sent or accepted; None = has not said."""
+
+    by_sender: Claim | None = None
+    by_receiver: Claim | None = None
+
+    @property
+    def agree(self) -> bool:
+        return (
+            self.by_sender is not None
+            and self.by_receiver is not None
+            and self.by_sender.says_the_same(self.by_receiver)
+        )
+
+
+@dataclass(slots=True)
+class TripEvidence:
+    """What is known of one trip: who leased it, how it ended, its transfers, and which stages were credited for it."""
+
+    outer_step: int
+    lessee: Hotkey
+    outcome: Outcome | None = None
+    hops: dict[Hop, Claims] = field(default_factory=dict)
+    credited: dict[int, Hotkey] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StepLedger:
+    """The record of one outer step."""
+
+    trips: dict[MicrobatchId, TripEvidence] = field(default_factory=dict)
+    """Dropped earlier than the rest."""
+    num_receipts: dict[Hotkey, int] = field(default_factory=dict)
+    num_matched: dict[Hotkey, int] = field(default_factory=dict)
+    """Of a miner's receipts, those that the other end confirms."""
+    num_credited: dict[tuple[Hotkey, int], int] = field(default_factory=dict)
+    """By hotkey and stage."""
+    commitments: dict[Hotkey, CommitmentRecord] = field(default_factory=dict)
+    verdicts: dict[tuple[Hotkey, Hotkey, Subject], Verdict] = field(default_factory=dict)
+    """By validator, miner and what was checked."""
+    merges: dict[int, MergeSettled] = field(default_factory=dict)
+    """By stage."""
+    num_sheets: dict[Hotkey, int] = field(default_factory=dict)
+    """Score sheets that each validator has sent while this outer step was the newest."""
+    contradictions: Contradictions = field(default_factory=Contradictions)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A miner has just earned one microbatch."""
+
+    hotkey: Hotkey
+    stage_index: int
+
+
+@dataclass(slots=True)
+class Taken:
+    """What an entry has changed."""
+
+    num_taken: int = 0
+    """Records that count."""
+    num_ignored: int = 0
+    """Records that are wrong, late or not their sender's to make."""
+    ends: list[MicrobatchEnd] = field(default_factory=list)
+    """Trips that have just ended by their lessee's word."""
+    credits: list[Credit] = field(default_factory=list)
+    contradictions: list[Contradiction] = field(default_factory=list)
+    is_conflict: bool = False
+    """Something else was said before, and that stands."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the entry belongs into the ledger: something follows from it."""
+        return self.num_taken > 0 or bool(self.contradictions)
+
+
+@dataclass(slots=True)
+class LedgerBook:
+    """The record of all outer steps that are kept."""
+
+    num_stages: int
+    steps: dict[int, StepLedger] = field(default_factory=dict)
+    outer_step: int = 0
+    """The newest."""
+    trips_from: int = 0
+    """Records about trips of older outer steps no longer count."""
+    num_checks: int = 0
+    num_verdicts_failed: int = 0
+    sheets: dict[Hotkey, tuple[int, ScoreSheet]] = field(default_factory=dict)
+    """Every validator's newest, and the entry that holds it."""
+
+    # --- the fold ---
+
+    def take(self, sequence: int, fact: Fact) -> Taken:
+        """Does what follows from an entry. Raises DataError for one that cannot come here in any true ledger."""
+        match fact:
+            case OuterStepOpened():
+                self.steps[fact.outer_step] = StepLedger()
+                self.outer_step = max(self.outer_step, fact.outer_step)
+            case TripsLeased():
+                trips = self._step(fact.outer_step).trips
+                for trip in fact.trips:
+                    trips[trip.microbatch_id] = TripEvidence(fact.outer_step, fact.lessee)
+            case TripsDied():
+                trips = self._step(fact.outer_step).trips
+                for microbatch_id in fact.microbatch_ids:
+                    if microbatch_id not in trips:
+                        raise DataError(f"entry {sequence}: no trip {microbatch_id} was leased")
+                    trips[microbatch_id].outcome = Outcome.CANCELLED
+            case RecordsClosed():
+                self._forget_before(fact.trips_before, fact.work_before)
+            case MergeSettled():
+                self._step(fact.outer_step).merges[fact.stage_index] = fact
+            case Said():
+                return self._hear(sequence, fact)
+        return Taken(num_taken=1)
+
+    def _step(self, outer_step: int) -> StepLedger:
+        step = self.steps.get(outer_step)
+        if step is None:
+            raise DataError(f"outer step {outer_step} is not in the book")
+        return step
+
+    def _hear(self, sequence: int, said: Said) -> Taken:
+        match said.message:
+            case Report() as report:
+                return self._take_report(sequence, said, report)
+            case Verdict() as verdict:
+                return self._judge(said.hotkey, verdict)
+            case ScoreSheet() as sheet:
+                self.sheets[said.hotkey] = (sequence, sheet)
+                newest = self._step(self.outer_step)
+                newest.num_sheets[said.hotkey] = newest.num_sheets.get(said.hotkey, 0) + 1
+        return Taken(num_taken=1)
+
+    # --- reports ---
+
+    def _take_report(self, sequence: int, said: Said, report: Report) -> Taken:
+        if said.stage_index is None:
+            raise DataError(f"entry {sequence}: a report of {said.hotkey}, which is of no stage")
+        taken = Taken()
+        for receipt in report.receipts:
+            _count(taken, self._add_receipt(taken, sequence, said.hotkey, said.stage_index, receipt))
+        for end in report.ends:
+            _count(taken, self._end(taken, said.hotkey, end))
+        if report.commitment is not None:
+            _count(taken, self._commit(said.hotkey, said.stage_index, report.commitment, said.commitment_in_time))
+        return taken
+
+    def _add_receipt(
+        self, taken: Taken, sequence: int, reporter: Hotkey, reporter_stage: int, receipt: Receipt
+    ) -> bool | None:
+        """Takes one end's record of a transfer: True; None when it says what it said before; False when it can't be
+        true, contradicts what it said before, or is one too many."""
+        step = self.steps.get(receipt.outer_step)
+        trip = step.trips.get(receipt.microbatch_id) if step is not None else None
+        if step is None or trip is None or not self._may_say(reporter, reporter_stage, receipt):
+            return False
+        hop = Hop(receipt.direction, receipt.to_stage, receipt.sender, receipt.receiver)
+        claims = trip.hops.get(hop, Claims())
+        claim = Claim(receipt.digest, receipt.size_bytes, sequence)
+        is_sender = reporter == receipt.sender
+        earlier = claims.by_sender if is_sender else claims.by_receiver
+        if earlier is not None:
+            if earlier.says_the_same(claim):
+                return None
+            _contradict(taken, step, receipt, (reporter,), (earlier, claim))
+            return False
+        if step.num_receipts.get(reporter, 0) >= RECEIPTS_PER_TRIP_MAX * len(step.trips):
+            return False
+        step.num_receipts[reporter] = step.num_receipts.get(reporter, 0) + 1
+        other = claims.by_receiver if is_sender else claims.by_sender
+        if is_sender:
+            claims.by_sender = claim
+        else:
+            claims.by_receiver = claim
+        trip.hops[hop] = claims
+        if other is not None and not other.says_the_same(claim):
+            _contradict(taken, step, receipt, (receipt.sender, receipt.receiver), (other, claim))
+        elif other is not None:
+            for end in (receipt.sender, receipt.receiver):
+                step.num_matched[end] = step.num_matched.get(end, 0) + 1
+            self._credit(taken, step, trip)
+        return True
+
+    def _may_say(self, reporter: Hotkey, reporter_stage: int, receipt: Receipt) -> bool:
+        """Whether a miner of that stage can be the end of the transfer that it claims to be."""
+        back = 1 if receipt.direction is Direction.GRADIENT else -1
+        from_stage = receipt.to_stage + back
+        own_stage = {receipt.sender: from_stage, receipt.receiver: receipt.to_stage}.get(reporter)
+        if own_stage != reporter_stage or receipt.sender == receipt.receiver:
+            return False
+        return 0 <= from_stage < self.num_stages and receipt.to_stage < self.num_stages
+
+    def _end(self, taken: Taken, hotkey: Hotkey, end: MicrobatchEnd) -> bool | None:
+        """Ends a trip by its lessee's word: True; None for one that ended just so; False for anything else."""
+        trip = self._trip(end.microbatch_id)
+        if trip is None:
+            return False
+        if trip.lessee != hotkey or trip.outcome is not None:
+            return None if trip.lessee == hotkey and trip.outcome is end.outcome else False
+        trip.outcome = end.outcome
+        taken.ends.append(end)
+        if end.outcome is Outcome.APPLIED:
+            self._credit(taken, self.steps[trip.outer_step], trip)
+        return True
+
+    def _trip(self, microbatch_id: MicrobatchId) -> TripEvidence | None:
+        for outer_step in range(self.outer_step, self.trips_from - 1, -1):
+            trip = self._step(outer_step).trips.get(microbatch_id)
+            if trip is not None:
+                return trip
+        return None
+
+    def _credit(self, taken: Taken, step: StepLedger, trip: TripEvidence) -> None:
+        """Credits every stage of a trip whose work is shown by now and that was not credited before."""
+        for credit in self._shown(trip):
+            if credit.stage_index in trip.credited:
+                continue  # two replicas show the same stage's work: the first one named is paid
+            trip.credited[credit.stage_index] = credit.hotkey
+            key = (credit.hotkey, credit.stage_index)
+            step.num_credited[key] = step.num_credited.get(key, 0) + 1
+            taken.credits.append(credit)
+
+    def _shown(self, trip: TripEvidence) -> list[Credit]:
+        agreed = [hop for hop, claims in trip.hops.items() if claims.agree]
+        shown = [Credit(hop.sender, hop.to_stage + 1) for hop in agreed if hop.direction is Direction.GRADIENT]
+        applied = trip.outcome is Outcome.APPLIED
+        sent = any(hop.direction is Direction.ACTIVATION and hop.sender == trip.lessee for hop in agreed)
+        returned = any(
+            hop.direction is Direction.GRADIENT and hop.to_stage == 0 and hop.receiver == trip.lessee for hop in agreed
+        )
+        if applied and (self.num_stages == 1 or (sent and returned)):
+            shown.append(Credit(trip.lessee, 0))
+        return shown
+
+    def _commit(self, hotkey: Hotkey, stage_index: int, commitment: Commitment, in_time: bool) -> bool | None:
+        """Keeps a miner's commitment to its log; False when it is late, or when it made another one before."""
+        earlier = self.commitment(commitment.outer_step, hotkey)
+        if earlier is not None or not in_time:
+            return None if earlier == commitment else False
+        record = CommitmentRecord(hotkey=hotkey, stage_index=stage_index, commitment=commitment)
+        self._step(commitment.outer_step).commitments[hotkey] = record
+        return True
+
+    # --- verdicts ---
+
+    def _judge(self, validator: Hotkey, verdict: Verdict) -> Taken:
+        """Keeps a verdict, unless this validator gave another one on the same subject of a miner's outer step."""
+        step = self._step(verdict.outer_step)
+        key = (validator, verdict.miner, verdict.subject)
+        earlier = step.verdicts.get(key)
+        if earlier is not None:
+            return Taken(is_conflict=earlier != verdict)
+        step.verdicts[key] = verdict
+        self.num_checks += 1
+        self.num_verdicts_failed += not verdict.passed
+        return Taken(num_taken=1)
+
+    # --- what it shows ---
+
+    def num_credited(self, outer_step: int, hotkey: Hotkey, stage_index: int) -> int:
+        """Microbatches credited to a miner in an outer step."""
+        step = self.steps.get(outer_step)
+        return step.num_credited.get((hotkey, stage_index), 0) if step is not None else 0
+
+    def commitment(self, outer_step: int, hotkey: Hotkey) -> Commitment | None:
+        """A miner's newest commitment to an outer step's log."""
+        step = self.steps.get(outer_step)
+        record = step.commitments.get(hotkey) if step is not None else None
+        return record.commitment if record is not None else None
+
+    def num_sheets(self, validator: Hotkey) -> int:
+        """Score sheets of a validator since the newest outer step was opened."""
+        return self._step(self.outer_step).num_sheets.get(validator, 0)
+
+    def has_told(self, outer_step: int, hotkey: Hotkey) -> bool:
+        """Whether a miner reported any transfer in an outer step."""
+        step = self.steps.get(outer_step)
+        return step is not None and hotkey in step.num_receipts
+
+    def work(self, from_outer_step: int, microbatch_flops: tuple[float, ...]) -> list[WorkRecord]:
+        """All credited work from an outer step on, ordered by outer step, stage and hotkey."""
+        return [
+            self._work_record(outer_step, step, hotkey, stage_index, num * microbatch_flops[stage_index])
+            for outer_step, step in sorted(self.steps.items())
+            if outer_step >= from_outer_step
+            for (hotkey, stage_index), num in sorted(step.num_credited.items(), key=lambda item: (item[0][1], item[0]))
+        ]
+
+    def _work_record(
+        self, outer_step: int, step: StepLedger, hotkey: Hotkey, stage_index: int, flops: float
+    ) -> WorkRecord:
+        committed = step.commitments.get(hotkey)
+        is_covered = committed is not None and committed.stage_index == stage_index
+        merge = step.merges.get(stage_index)
+        return WorkRecord(
+            hotkey=hotkey,
+            stage_index=stage_index,
+            outer_step=outer_step,
+            num_microbatches=step.num_credited[(hotkey, stage_index)],
+            num_committed=committed.commitment.num_applied if committed is not None and is_covered else 0,
+            merge=None if merge is None else merge_share(merge, hotkey),
+            flops=flops,
+        )
+
+    def verdicts(self, from_outer_step: int) -> list[VerdictRecord]:
+        """All verdicts on outer steps from one on, ordered by outer step, validator, miner and subject."""
+        return [
+            VerdictRecord(validator=validator, verdict=verdict)
+            for outer_step, step in sorted(self.steps.items())
+            if outer_step >= from_outer_step
+            for (validator, _, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
+        ]
+
+    def summary(
+        self, from_outer_step: int, num_entries: int, digest: Digest, microbatch_flops: tuple[float, ...]
+    ) -> Ledger:
+        """Credited work and verdicts from an outer step on, of a ledger with so many entries and that digest."""
+        return Ledger(
+            num_entries=num_entries,
+            digest=digest,
+            outer_step=self.outer_step,
+            work=tuple(self.work(from_outer_step, microbatch_flops)),
+            verdicts=tuple(self.verdicts(from_outer_step)),
+        )
+
+    def _forget_before(self, trips_outer_step: int, work_outer_step: int) -> None:
+        """Drops the evidence of trips, and the records of work, of older outer steps."""
+        self.trips_from = trips_outer_step
+        for outer_step in [step for step in self.steps if step < trips_outer_step]:
+            self.steps[outer_step].trips.clear()
+        for outer_step in [step for step in self.steps if step < work_outer_step]:
+            del self.steps[outer_step]
+
+
+def merge_share(merge: MergeSettled, hotkey: Hotkey) -> MergeShare:
+    """What a miner did for a merge."""
+    votes = [outcome.vote for outcome in merge.reductions if outcome.hotkey == hotkey]
+    return MergeShare(
+        num_settled=merge.num_settled,
+        num_merged=sum(each.num_merged for each in merge.contributions if each.hotkey == hotkey),
+        num_asked=sum(vote is not ReductionVote.UNDECIDED for vote in votes),
+        num_agreed=sum(vote is ReductionVote.AGREED for vote in votes),
+    )
+
+
+def _contradict(
+    taken: Taken, step: StepLedger, receipt: Receipt, hotkeys: tuple[Hotkey, ...], claims: tuple[Claim, Claim]
+) -> None:
+    """Notes that two claims about a transfer cannot both be true: of its two ends, or of one."""
+    found = Contradiction(
+        kind=ContradictionKind.TWO_WORDS if len(hotkeys) == 1 else ContradictionKind.ENDS_DIFFER,
+        hotkeys=hotkeys,
+        outer_step=receipt.outer_step,
+        microbatch_id=receipt.microbatch_id,
+        direction=receipt.direction,
+        to_stage=receipt.to_stage,
+        sequences=(claims[0].sequence, claims[1].sequence),
+    )
+    if step.contradictions.add(found):
+        taken.contradictions.append(found)
+
+
+def _count(taken: Taken, result: bool | None) -> None:
+    """True: it counts; False: it is ignored; None: it was there already, and nothing is wrong."""
+    taken.num_taken += result is True
+    taken.num_ignored += result is False
