@@ -33,3 +33,22 @@ def clasp(
         return
     for row in rows:
         print(format_row(row))
+
+
+@bench_app.command()
+def adversaries(
+    quick: Annotated[bool, typer.Option("--quick", help="A few attacks, each made by one miner.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the simulated swarms.", min=0)] = 1,
+    as_json: Json = False,
+) -> None:
+    """What attackers earn, when they are found, and what they do to the loss. Exits 1 when a bar does not hold."""
+    from orion.cli.adversary_table import print_faults, printer
+    from orion.simulator.adversaries.table import measure
+
+    table = measure(seed, quick=quick, on_trial=printer(is_quiet=as_json))
+    faults = table.faults()
+    print_faults(faults, is_quiet=as_json)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    if faults:
+        raise typer.Exit(1)

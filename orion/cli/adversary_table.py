@@ -1,0 +1,41 @@
+"""Prints the table of attacks for people, a line as soon as its trial is through."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+
+from orion.simulator.adversaries.trial import Trial
+
+_HEADER = (
+    f"{'attack':26} {'share':>6} {'times':>6} {'computed':>8} {'found after':>11} {'before':>7} {'after':>7} "
+    f"{'punished':>8} {'loss':>7}"
+)
+
+
+def printer(*, is_quiet: bool) -> Callable[[Trial], None]:
+    """What prints each trial; on standard error when standard output is for machines."""
+    torch.set_num_threads(1)  # tensors of a few kilobytes: more threads only cost
+    stream = sys.stderr if is_quiet else sys.stdout
+    print(_HEADER, file=stream, flush=True)
+    return lambda trial: print(_line(trial), file=stream, flush=True)
+
+
+def print_faults(faults: Sequence[str], *, is_quiet: bool) -> None:
+    """What does not hold."""
+    stream = sys.stderr if is_quiet else sys.stdout
+    for fault in faults:
+        print(f"bar: {fault}", file=stream)
+
+
+def _line(trial: Trial) -> str:
+    found = "-" if trial.detected_after_outer_steps is None else str(trial.detected_after_outer_steps)
+    return (
+        f"{trial.name:26} {trial.share:6.0%} {trial.num_attacks:6} {trial.effort:8.0%} {found:>11} "
+        f"{_percent(trial.earnings_before):>7} {_percent(trial.earnings_after):>7} {trial.honest_punished:8} "
+        f"{trial.loss_effect:+7.3f}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
