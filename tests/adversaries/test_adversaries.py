@@ -3,10 +3,12 @@
 import pytest
 
 from orion.simulator.adversaries.catalogue import ATTACKS, attack_named
-from orion.simulator.adversaries.table import Laboratory, Table
+from orion.simulator.adversaries.table import Laboratory, Setting, Table
 from orion.simulator.adversaries.trial import Trial
 
 SEED = 1
+SETTING = Setting(replicas_alone=3, outer_steps=4, checked_share=2 / 3)
+"""Smaller swarms than the benchmark's, and more checks: an attack shows within a few outer steps."""
 
 FAILS_BY = {
     "noise_large": "forward",
@@ -22,7 +24,6 @@ FAILS_BY = {
     "commitment_withheld": "without a commitment",
     "log_changed": "log does not match its commitment",
     "evidence_changed": "does not match the committed log",
-    "evidence_withheld": "withheld",
 }
 """What the verdict on each attacker says."""
 
@@ -32,7 +33,7 @@ UNJUDGED = ("repeated_requests", "sybil")
 
 @pytest.fixture(scope="module")
 def laboratory() -> Laboratory:
-    return Laboratory(SEED)
+    return Laboratory(SEED, SETTING)
 
 
 def assert_harmless(trial: Trial) -> None:
@@ -76,7 +77,7 @@ def test_idle_attackers_save_what_they_are_said_to_save(laboratory: Laboratory) 
 
 
 def test_the_honest_swarm_fails_no_check_and_pays_everybody(laboratory: Laboratory) -> None:
-    trial = laboratory.honest(4)
+    trial = laboratory.honest(SETTING.replicas_alone)
     assert trial.num_attacks == 0
     assert trial.honest_checks > 20
     assert trial.honest_failed == 0

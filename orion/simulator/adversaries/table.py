@@ -16,13 +16,22 @@ from orion.simulator.simulation import run_scenario
 from orion.simulator.swarm import Scenario
 
 NUM_STAGES = 3
-REPLICAS_ALONE, REPLICAS_MANY = 4, 7
-"""Of the swarms in which one miner attacks, and in which 30 % of a stage do: 2 of 7."""
-OUTER_STEPS = 8
-SCORE_WINDOW = 5
-"""Outer steps whose work counts: short, so that a trial shows what comes after them too."""
-CHECKED_SHARE = 1 / 3
-"""Of all miners, drawn by the validator in each outer step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The swarms in which attacks are tried."""
+
+    replicas_alone: int = 4
+    """Where one miner attacks."""
+    replicas_many: int = 7
+    """Where 30 % of a stage attack: 2 of 7."""
+    outer_steps: int = 8
+    score_window: int = 5
+    """Outer steps whose work counts: short, so that a trial shows what comes after them too."""
+    checked_share: float = 1 / 3
+    """Of all miners, drawn by the validator in each outer step."""
+
 
 EARNINGS_BEFORE_MAX = 1.0
 EARNINGS_AFTER_MAX = 0.1
@@ -84,31 +93,33 @@ class Table:
         return tuple(faults)
 
 
-def trial_spec(replicas: int, inner_steps: int | None = None) -> RunSpec:
+def trial_spec(setting: Setting, replicas: int, inner_steps: int | None = None) -> RunSpec:
     """The run of a trial."""
     spec = tiny_spec(
         num_stages=NUM_STAGES,
         replicas=replicas,
-        outer_steps=OUTER_STEPS,
+        outer_steps=setting.outer_steps,
         inner_steps=2 if inner_steps is None else inner_steps,
-        checks_per_outer_step=round(CHECKED_SHARE * NUM_STAGES * replicas),
+        checks_per_outer_step=round(setting.checked_share * NUM_STAGES * replicas),
     )
-    rules = spec.validation.model_copy(update={"score_window_outer_steps": SCORE_WINDOW})
-    return spec.model_copy(update={"validation": rules, "keep_outer_steps": OUTER_STEPS + 2})
+    rules = spec.validation.model_copy(update={"score_window_outer_steps": setting.score_window})
+    return spec.model_copy(update={"validation": rules, "keep_outer_steps": setting.outer_steps + 2})
 
 
 class Laboratory:
     """Runs trials; swarms without an attack are run once for each shape."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, setting: Setting | None = None) -> None:
         self._seed = seed
+        self._setting = Setting() if setting is None else setting
         self._honest: dict[tuple[int, int | None], Trial] = {}
 
     def honest(self, replicas: int, inner_steps: int | None = None) -> Trial:
         """The swarm of this shape without an attack."""
         key = (replicas, inner_steps)
         if key not in self._honest:
-            self._honest[key] = run_trial(None, trial_spec(replicas, inner_steps), 0, self._seed, None)
+            spec = trial_spec(self._setting, replicas, inner_steps)
+            self._honest[key] = run_trial(None, spec, 0, self._seed, None)
         return self._honest[key]
 
     @property
@@ -118,10 +129,11 @@ class Laboratory:
 
     def trial(self, attack: Attack, *, is_many: bool = False) -> Trial:
         """The attack made by one miner, or by 30 % of a stage."""
-        replicas = REPLICAS_MANY if is_many else REPLICAS_ALONE
+        replicas = self._setting.replicas_many if is_many else self._setting.replicas_alone
         without = self.honest(replicas, attack.inner_steps)
         attackers = num_attackers(replicas) if is_many else 1
-        return run_trial(attack, trial_spec(replicas, attack.inner_steps), attackers, self._seed, without)
+        spec = trial_spec(self._setting, replicas, attack.inner_steps)
+        return run_trial(attack, spec, attackers, self._seed, without)
 
 
 def measure(seed: int, *, quick: bool = False, on_trial: Callable[[Trial], None] | None = None) -> Table:
