@@ -48,6 +48,7 @@ from orion.common.protocol.messages import (
     Uploaded,
 )
 from orion.common.protocol.records import (
+    BoundaryQuery,
     CommitmentQuery,
     LedgerQuery,
     LossQuery,
@@ -138,6 +139,11 @@ def _add_public(app: FastAPI, parts: ApiParts) -> None:
         query = parse_request(EntriesQuery, await read_bounded(request, _SMALL_BYTES_MAX))
         page = await asyncio.to_thread(parts.ledger.page, query.from_sequence)
         return HttpResponse(page.to_json(), media_type="application/json")
+
+    @app.post(routes.BOUNDARIES)
+    async def boundaries(request: HttpRequest) -> HttpResponse:
+        body = await read_bounded(request, _SMALL_BYTES_MAX)
+        return json_answer(core.boundaries(parse_request(BoundaryQuery, body)))
 
     @app.get(routes.HEALTH)
     async def health() -> HttpResponse:

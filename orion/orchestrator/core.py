@@ -17,6 +17,8 @@ from orion.common.protocol.messages import (
     Manifests,
 )
 from orion.common.protocol.records import (
+    Boundaries,
+    BoundaryQuery,
     CommitmentQuery,
     Commitments,
     Ledger,
@@ -148,6 +150,10 @@ class OrchestratorCore:
     def pathways(self, query: PathwayQuery) -> Pathways:
         """Paths and losses of an outer step's applied trips."""
         return views.pathways(self._state, query)
+
+    def boundaries(self, query: BoundaryQuery) -> Boundaries:
+        """What each miner last reported of its neighbours."""
+        return views.boundaries(self._state, query)
 
     def manifests(self, query: ManifestQuery) -> Manifests:
         """A stage's manifests in order, without gaps."""

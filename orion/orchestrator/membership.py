@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from orion.common.ids import Hotkey, MemberState
 from orion.common.protocol.fields import MINERS_MAX
-from orion.common.protocol.messages import Heartbeat
+from orion.common.protocol.messages import BoundaryReport, Heartbeat
 
 
 @dataclass(slots=True)
@@ -23,6 +23,8 @@ class Member:
     state: MemberState
     last_seen_s: float
     heartbeat: Heartbeat | None = None
+    boundary: BoundaryReport | None = None
+    """Its newest report on its neighbours."""
     ready_outer_step: int | None = None
     """The outer step whose anchor it says it holds."""
     distrusted_until_s: float = 0.0

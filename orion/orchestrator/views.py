@@ -6,7 +6,7 @@ Pure functions of the state; nothing here changes it.
 from dataclasses import dataclass
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.fields import BATCH_MAX
+from orion.common.protocol.fields import BATCH_MAX, BOUNDARY_PAGE_MAX
 from orion.common.protocol.messages import (
     Feed,
     Joined,
@@ -18,6 +18,9 @@ from orion.common.protocol.messages import (
     StageState,
 )
 from orion.common.protocol.records import (
+    Boundaries,
+    BoundaryQuery,
+    BoundaryRecord,
     CommitmentQuery,
     Commitments,
     Ledger,
@@ -129,6 +132,22 @@ def losses(state: RunState, query: LossQuery) -> Losses:
 def pathways(state: RunState, query: PathwayQuery) -> Pathways:
     """Paths and losses of an outer step's applied trips, a page at a time."""
     return state.memory.pathways.page(query.outer_step, query.offset, BATCH_MAX)
+
+
+def boundaries(state: RunState, query: BoundaryQuery) -> Boundaries:
+    """What each miner last reported of its neighbours, a page at a time, in the order of hotkeys."""
+    members = state.memory.membership.members.values()
+    reporting = sorted(
+        (member.hotkey, member.stage_index, member.boundary)
+        for member in members
+        if member.boundary is not None and (query.after is None or member.hotkey > query.after)
+    )
+    return Boundaries(
+        records=tuple(
+            BoundaryRecord(hotkey=hotkey, stage_index=stage_index, report=report)
+            for hotkey, stage_index, report in reporting[:BOUNDARY_PAGE_MAX]
+        )
+    )
 
 
 def manifests(state: RunState, query: ManifestQuery) -> Manifests:

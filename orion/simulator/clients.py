@@ -38,12 +38,16 @@ from orion.common.protocol.messages import (
     Uploaded,
 )
 from orion.common.protocol.records import (
+    Boundaries,
+    BoundaryQuery,
     CommitmentQuery,
     Commitments,
     Ledger,
     LedgerQuery,
     MergeQuery,
     MergeRecord,
+    PathwayQuery,
+    Pathways,
     ScoreSheet,
     Verdict,
 )
@@ -115,6 +119,12 @@ class SimulatedOrchestrator:
 
     async def entries(self, from_sequence: int) -> LedgerPage:
         return await self.call(EntriesQuery(from_sequence=from_sequence), LedgerPage)
+
+    async def pathways(self, outer_step: int, offset: int) -> Pathways:
+        return await self.call(PathwayQuery(outer_step=outer_step, offset=offset), Pathways)
+
+    async def boundaries(self, after: Hotkey | None) -> Boundaries:
+        return await self.call(BoundaryQuery(after=after), Boundaries)
 
     async def verdict(self, verdict: Verdict) -> Done:
         return await self.call(verdict, Done)

@@ -21,6 +21,7 @@ from orion.common.protocol.messages import (
     StageState,
 )
 from orion.common.protocol.records import (
+    BoundaryQuery,
     CommitmentQuery,
     LedgerQuery,
     LossQuery,
@@ -82,7 +83,15 @@ class _Waiter:
 
 
 Query = (
-    CommitmentQuery | LedgerQuery | EntriesQuery | LossQuery | PathwayQuery | ManifestQuery | MergeQuery | GrantRequest
+    CommitmentQuery
+    | LedgerQuery
+    | EntriesQuery
+    | LossQuery
+    | PathwayQuery
+    | BoundaryQuery
+    | ManifestQuery
+    | MergeQuery
+    | GrantRequest
 )
 
 
@@ -195,14 +204,21 @@ class OrchestratorHost(Host):
                 return core.ledger(query)
             case EntriesQuery():
                 return self.ledger.page(query.from_sequence).to_message()
-            case LossQuery():
-                return core.losses(query)
-            case PathwayQuery():
-                return core.pathways(query)
+            case LossQuery() | BoundaryQuery() | PathwayQuery():
+                return self._observed(query)
             case ManifestQuery():
                 return core.manifests(query)
             case MergeQuery() | GrantRequest():
                 return self._may_refuse(hotkey, query)
+
+    def _observed(self, query: LossQuery | BoundaryQuery | PathwayQuery) -> Message:
+        match query:
+            case LossQuery():
+                return self.core.losses(query)
+            case BoundaryQuery():
+                return self.core.boundaries(query)
+            case PathwayQuery():
+                return self.core.pathways(query)
 
     def _may_refuse(self, hotkey: Hotkey, request: MergeQuery | GrantRequest) -> Message:
         """What is granted is the key itself: the simulated store has no URLs."""

@@ -41,6 +41,7 @@ from orion.validator.events import (
     FetchMerge,
     FetchMetagraph,
     FetchProblem,
+    FetchSigns,
     LedgerArrived,
     LogArrived,
     LogFailed,
@@ -53,11 +54,13 @@ from orion.validator.events import (
     ReplayEnded,
     ReplayUnavailable,
     SendVerdict,
+    SignsArrived,
     Ticked,
     VerdictSent,
     WeightsRefused,
     WeightsSet,
 )
+from orion.validator.lookout import Lookout
 from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
 from orion.validator.sampling import draw_miners
@@ -100,6 +103,7 @@ class ValidatorCore:
         self._members = Membership(spec)
         self._errands = Errands()
         self._duty = WeightDuty(spec, self._errands)
+        self._lookout = Lookout()
         self._round: _Round | None = None
         self._last_round = -1
         self._last_checked: dict[Hotkey, int] = {}
@@ -162,8 +166,8 @@ class ValidatorCore:
             case FeedArrived():
                 self._members.update(event.feed)
                 self._on_feed(now_s)
-            case CommitmentsArrived():
-                self._on_commitments(event)
+            case CommitmentsArrived() | SignsArrived():
+                self._on_record(event)
             case MergeArrived() | ReductionEnded() | ReductionUnavailable():
                 self._on_reduction(event, now_s)
             case LedgerArrived():
@@ -193,7 +197,11 @@ class ValidatorCore:
             assert current.check.ending is not None
             self._conclude_silence(current, current.check, current.check.ending)
 
-    def _on_commitments(self, event: CommitmentsArrived) -> None:
+    def _on_record(self, event: CommitmentsArrived | SignsArrived) -> None:
+        if isinstance(event, SignsArrived):
+            self._errands.succeeded(event.asked)
+            self._lookout.on_signs(event)
+            return
         self._errands.succeeded(FetchCommitments(event.outer_step))
         current = self._round
         if current is not None and current.outer_step == event.outer_step and current.commitments is None:
@@ -218,6 +226,10 @@ class ValidatorCore:
         if not self._errands.failed(event.effect, retry, now_s):
             return
         current = self._round
+        if isinstance(event.effect, FetchSigns):
+            self._lookout.on_failed(event.effect)
+            self._notices.append(Notice("warning", "signs_not_known", {"detail": event.detail}))
+            return
         if isinstance(event.effect, FetchMerge):
             if current is not None and current.outer_step == event.effect.outer_step:
                 current.reductions.on_merge(event.effect.stage_index, None)
@@ -302,11 +314,12 @@ class ValidatorCore:
         self._round = _Round(newest, ReductionCheck(self._spec, newest, self._rng))
         self._errands.add(FetchCommitments(newest))
         self._errands.add(FetchLedger(window_start(newest, self._spec)))
+        self._errands.add(self._lookout.ask(newest))
         return False
 
     def _draw(self, current: _Round) -> bool:
         """Draws the round's miners among those that did work and were there all along."""
-        if current.commitments is None or current.ledger is None:
+        if current.commitments is None or current.ledger is None or self._lookout.is_waiting:
             return False
         outer_step = current.outer_step
         targets = _targets(current.commitments, current.ledger, outer_step)
@@ -315,7 +328,11 @@ class ValidatorCore:
             if record.validator == self._hotkey and record.verdict.subject is not Subject.REDUCTION:
                 miner, checked = record.verdict.miner, record.verdict.outer_step
                 self._last_checked[miner] = max(checked, self._last_checked.get(miner, -1))
-        drawn = draw_miners(there, self._last_checked, outer_step, self._num_checks, self._rng)
+        suspicions = self._lookout.suspicions(self._members.stages)
+        if suspicions:
+            suspects = {hotkey: round(suspicion, 2) for hotkey, suspicion in sorted(suspicions.items())}
+            self._notices.append(Notice("info", "suspects", {"outer_step": outer_step, "suspects": suspects}))
+        drawn = draw_miners(there, self._last_checked, outer_step, self._num_checks, self._rng, suspicions=suspicions)
         current.targets = [targets[hotkey] for hotkey in drawn]
         return True
 

@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass
 
-from orion.validator.events import FetchCommitments, FetchLedger, FetchMerge, FetchMetagraph, SendVerdict, SetWeights
+from orion.validator.events import (
+    FetchCommitments,
+    FetchLedger,
+    FetchMerge,
+    FetchMetagraph,
+    FetchSigns,
+    SendVerdict,
+    SetWeights,
+)
 
-Errandable = FetchCommitments | FetchLedger | FetchMerge | SendVerdict | FetchMetagraph | SetWeights
+Errandable = FetchCommitments | FetchLedger | FetchMerge | FetchSigns | SendVerdict | FetchMetagraph | SetWeights
 
 PAUSE_S = 1.0
 """After the first failure; doubles with each further one."""

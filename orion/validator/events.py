@@ -9,6 +9,7 @@ nothing.
 | FetchCommitments | CommitmentsArrived, OrchestratorFailed |
 | FetchLedger | LedgerArrived, OrchestratorFailed |
 | FetchMerge | MergeArrived, OrchestratorFailed |
+| FetchSigns | SignsArrived, OrchestratorFailed |
 | SendVerdict | VerdictSent, OrchestratorFailed |
 | FetchLog | LogArrived, LogFailed |
 | FetchEvidence | EvidenceArrived, EvidenceFailed |
@@ -35,12 +36,14 @@ from orion.common.protocol.messages import (
     Feed,
 )
 from orion.common.protocol.records import (
+    BoundaryRecord,
     Commitments,
     CommittedLog,
     EvidenceRequest,
     Ledger,
     LogEntry,
     MergeRecord,
+    Pathways,
     Verdict,
 )
 
@@ -167,6 +170,16 @@ class MergeArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class SignsArrived:
+    """What the public record shows of who may do harm."""
+
+    asked: "FetchSigns"
+    pathways: tuple[Pathways, ...]
+    """Pages of the outer steps that were asked for; none for one that is not kept any more."""
+    boundaries: tuple[BoundaryRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LogArrived:
     miner: Hotkey
     outer_step: int
@@ -283,6 +296,13 @@ class FetchMerge:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchSigns:
+    """Read the pathways of some outer steps, and every miner's report on its neighbours."""
+
+    outer_steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FetchLog:
     miner: Hotkey
     url: str
@@ -338,6 +358,10 @@ class Notice:
     fields: Mapping[str, object]
 
 
+OrchestratorErrand = FetchCommitments | FetchLedger | FetchMerge | FetchSigns | SendVerdict
+"""What the orchestrator is asked."""
+
+
 # --- failures that are nobody's fault ---------------------------------------------------------------------------------
 
 
@@ -345,7 +369,7 @@ class Notice:
 class OrchestratorFailed:
     """The orchestrator was not reached, or refused."""
 
-    effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict
+    effect: OrchestratorErrand
     detail: str
     retry: bool
     """False when it refused for good."""
@@ -365,6 +389,7 @@ Event = (
     | CommitmentsArrived
     | LedgerArrived
     | MergeArrived
+    | SignsArrived
     | LogArrived
     | LogFailed
     | EvidenceArrived
@@ -385,6 +410,7 @@ Effect = (
     FetchCommitments
     | FetchLedger
     | FetchMerge
+    | FetchSigns
     | FetchLog
     | FetchEvidence
     | Replay

@@ -20,22 +20,27 @@ from orion.common.net.chain import Chain, ChainError
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol import routes
 from orion.common.protocol.codec import body_size, check_finite, decode, transfer_spec
+from orion.common.protocol.fields import MINERS_MAX
 from orion.common.protocol.messages import (
     Done,
     Message,
     RefusalCode,
 )
 from orion.common.protocol.records import (
+    Boundaries,
+    BoundaryRecord,
     Commitments,
     CommittedLog,
     Ledger,
     LogRequest,
     MergeRecord,
+    Pathways,
     Verdict,
 )
 from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.partition import partition_bounds
+from orion.validator.clasp import PATHWAYS_MAX
 from orion.validator.events import (
     ChainFailed,
     ChainView,
@@ -51,12 +56,14 @@ from orion.validator.events import (
     FetchMerge,
     FetchMetagraph,
     FetchProblem,
+    FetchSigns,
     LedgerArrived,
     LogArrived,
     LogFailed,
     MergeArrived,
     MetagraphArrived,
     Notice,
+    OrchestratorErrand,
     OrchestratorFailed,
     Reduce,
     ReductionEnded,
@@ -68,6 +75,7 @@ from orion.validator.events import (
     ReplayUnavailable,
     SendVerdict,
     SetWeights,
+    SignsArrived,
     VerdictSent,
     WeightsRefused,
     WeightsSet,
@@ -86,6 +94,10 @@ class Orchestrator(Protocol):
     async def ledger(self, from_outer_step: int) -> Ledger: ...
 
     async def merge(self, stage_index: int, outer_step: int) -> MergeRecord: ...
+
+    async def pathways(self, outer_step: int, offset: int) -> Pathways: ...
+
+    async def boundaries(self, after: Hotkey | None) -> Boundaries: ...
 
     async def verdict(self, verdict: Verdict) -> Done: ...
 
@@ -133,7 +145,7 @@ class Hands:
     async def carry_out(self, effect: Effect) -> Event | None:
         """Does it, and gives the event that it ends as; a notice ends as nothing."""
         match effect:
-            case FetchCommitments() | FetchLedger() | FetchMerge() | SendVerdict():
+            case FetchCommitments() | FetchLedger() | FetchMerge() | FetchSigns() | SendVerdict():
                 return await self._ask_orchestrator(effect)
             case FetchLog():
                 return await self._fetch_log(effect)
@@ -150,7 +162,7 @@ class Hands:
             case Notice():
                 return None
 
-    async def _ask_orchestrator(self, effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict) -> Event:
+    async def _ask_orchestrator(self, effect: OrchestratorErrand) -> Event:
         try:
             match effect:
                 case FetchCommitments():
@@ -162,6 +174,8 @@ class Hands:
                 case FetchMerge():
                     record = await self._orchestrator.merge(effect.stage_index, effect.outer_step)
                     return MergeArrived(record)
+                case FetchSigns():
+                    return await self._read_signs(effect)
                 case SendVerdict():
                     await self._orchestrator.verdict(effect.verdict)
                     return VerdictSent(effect.verdict)
@@ -169,6 +183,25 @@ class Hands:
             return OrchestratorFailed(effect, str(error), retry=True)
         except RefusedError as error:
             return OrchestratorFailed(effect, str(error), retry=_may_pass(error))
+
+    async def _read_signs(self, effect: FetchSigns) -> SignsArrived:
+        """Reads page after page; both are bounded, so that no orchestrator keeps a validator reading for ever."""
+        pathways: list[Pathways] = []
+        for outer_step in effect.outer_steps:
+            offset = 0
+            while offset < PATHWAYS_MAX:
+                page = await self._orchestrator.pathways(outer_step, offset)
+                if not page.pathways:
+                    break
+                pathways.append(page)
+                offset += len(page.pathways)
+        records: list[BoundaryRecord] = []
+        while len(records) < MINERS_MAX:
+            page_of_records = (await self._orchestrator.boundaries(records[-1].hotkey if records else None)).records
+            if not page_of_records:
+                break
+            records.extend(page_of_records)
+        return SignsArrived(effect, tuple(pathways), tuple(records))
 
     async def _fetch_log(self, effect: FetchLog) -> Event:
         try:

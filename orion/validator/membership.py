@@ -54,6 +54,11 @@ class Membership:
         peer = self._peers.get(hotkey)
         return None if peer is None else peer.url
 
+    @property
+    def stages(self) -> dict[Hotkey, int]:
+        """The stage of every member."""
+        return {hotkey: peer.stage_index for hotkey, peer in self._peers.items()}
+
     def was_there(self, hotkey: Hotkey, outer_step: int) -> bool:
         """Whether a miner has been active without a break, as far as was seen, since that outer step.
 

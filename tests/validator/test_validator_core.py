@@ -21,6 +21,7 @@ from orion.validator.events import (
     FetchLedger,
     FetchLog,
     FetchProblem,
+    FetchSigns,
     LogArrived,
     Replay,
     SendVerdict,
@@ -94,7 +95,7 @@ def test_nobody_is_asked_before_the_commitments_are_in(honest: list[WorkingMiner
         assert not world.effects
     feed = make_feed(SPEC, world.stages, version=9, phase=Phase.MERGE)
     effects = world.core.handle(FeedArrived(feed), world.now_s)
-    assert effects == [FetchCommitments(0), FetchLedger(0)]
+    assert effects == [FetchCommitments(0), FetchLedger(0), FetchSigns((0,))]
     assert world.core.handle(CommitmentsArrived(0, world.commitments(0)), world.now_s) == []  # the ledger is missing
 
 

@@ -62,6 +62,34 @@ def test_having_just_been_checked_is_no_licence() -> None:
     assert sum(gap <= 6 for gap in soon) > len(soon) / 20
 
 
+def test_suspects_come_first_and_everybody_keeps_a_chance() -> None:
+    suspects = {MINERS[3]: 1.0, MINERS[7]: 3.0}
+    last_checked = dict.fromkeys(MINERS, 9)
+    rng = random.Random(4)
+    draws = [draw_miners(set(MINERS), last_checked, 10, 1, rng, suspicions=suspects)[0] for _ in range(4000)]
+    share = {miner: draws.count(miner) / len(draws) for miner in MINERS}
+    # Half the draws are the suspects', by their weight; the others are as if there were none.
+    assert abs(share[MINERS[7]] - (0.5 * 0.75 + 0.5 / 12)) < 0.03
+    assert abs(share[MINERS[3]] - (0.5 * 0.25 + 0.5 / 12)) < 0.03
+    assert min(share.values()) > 0.5 / 12 - 0.02
+
+
+def test_a_standing_suspicion_does_not_keep_others_from_their_turn() -> None:
+    rng = random.Random(5)
+    last_checked: dict[Hotkey, int] = {}
+    for outer_step in range(60):
+        for miner in draw_miners(set(MINERS), last_checked, outer_step, 2, rng, suspicions={MINERS[0]: 10.0}):
+            last_checked[miner] = outer_step
+    assert set(last_checked) == set(MINERS)
+
+
+def test_suspects_that_cannot_be_checked_change_nothing() -> None:
+    there = set(MINERS[:6])
+    for seed in range(30):
+        plain = draw_miners(there, {}, 3, 2, random.Random(seed))
+        assert draw_miners(there, {}, 3, 2, random.Random(seed), suspicions={MINERS[9]: 5.0, MINERS[1]: 0.0}) == plain
+
+
 @given(st.integers(1, 10_000), st.integers(1, 64), st.randoms())
 def test_prefixes_are_within_the_log_and_the_bound(num_entries: int, most: int, rng: random.Random) -> None:
     assert 1 <= draw_num_operations(num_entries, most, rng) <= min(num_entries, most)

@@ -23,6 +23,7 @@ from orion.common.protocol.messages import (
     StageState,
 )
 from orion.common.protocol.records import (
+    BoundaryRecord,
     CommitmentRecord,
     Commitments,
     CommittedLog,
@@ -30,6 +31,7 @@ from orion.common.protocol.records import (
     Ledger,
     LogEntry,
     MergeRecord,
+    Pathways,
     Verdict,
     VerdictRecord,
     WorkRecord,
@@ -53,12 +55,14 @@ from orion.validator.events import (
     FetchMerge,
     FetchMetagraph,
     FetchProblem,
+    FetchSigns,
     LedgerArrived,
     LogArrived,
     LogFailed,
     MergeArrived,
     MetagraphArrived,
     Notice,
+    OrchestratorErrand,
     OrchestratorFailed,
     Reduce,
     ReductionEnded,
@@ -68,6 +72,7 @@ from orion.validator.events import (
     ReplayUnavailable,
     SendVerdict,
     SetWeights,
+    SignsArrived,
     Ticked,
     VerdictSent,
     WeightsRefused,
@@ -345,6 +350,8 @@ class World:
     work_outer_step: int = 0
     """The outer step that the miners' work is passed off as."""
     credited: dict[Hotkey, int] = field(default_factory=dict)
+    pathways: tuple[Pathways, ...] = ()
+    boundaries: tuple[BoundaryRecord, ...] = ()
     orchestrator_problem: bool | None = None
     """It fails, and whether it is worth asking again."""
     can_replay: bool = True
@@ -405,9 +412,7 @@ class World:
             case _:
                 return self._answer_of_orchestrator(effect)
 
-    def _answer_of_orchestrator(
-        self, effect: FetchCommitments | FetchLedger | FetchMerge | SendVerdict
-    ) -> Event | None:
+    def _answer_of_orchestrator(self, effect: OrchestratorErrand) -> Event | None:
         if self.orchestrator_problem is not None:
             return OrchestratorFailed(effect, "planted", retry=self.orchestrator_problem)
         match effect:
@@ -419,6 +424,9 @@ class World:
                 if effect.stage_index not in self.merges:
                     return OrchestratorFailed(effect, "not kept", retry=False)
                 return MergeArrived(self.merges[effect.stage_index])
+            case FetchSigns(outer_steps):
+                pages = tuple(page for page in self.pathways if page.outer_step in outer_steps)
+                return SignsArrived(effect, pages, self.boundaries)
             case SendVerdict():
                 self.verdicts[effect.verdict.miner] = effect.verdict
                 return VerdictSent(effect.verdict)

@@ -37,6 +37,8 @@ from orion.common.protocol.messages import (
     Uploaded,
 )
 from orion.common.protocol.records import (
+    Boundaries,
+    BoundaryQuery,
     CommitmentQuery,
     Commitments,
     Ledger,
@@ -159,6 +161,10 @@ class OrchestratorClient:
     async def pathways(self, outer_step: int, offset: int) -> Pathways:
         """Path and loss of an outer step's applied trips from the given one on, a batch at a time."""
         return await self._call(routes.PATHWAYS, PathwayQuery(outer_step=outer_step, offset=offset), Pathways)
+
+    async def boundaries(self, after: Hotkey | None) -> Boundaries:
+        """What miners last reported of their neighbours, from behind the given hotkey on, a page at a time."""
+        return await self._call(routes.BOUNDARIES, BoundaryQuery(after=after), Boundaries)
 
     async def ledger(self, from_outer_step: int) -> Ledger:
         return await self._call(routes.LEDGER, LedgerQuery(from_outer_step=from_outer_step), Ledger)

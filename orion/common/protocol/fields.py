@@ -10,6 +10,10 @@ MINERS_MAX = 16_384
 STAGES_MAX = 512
 BATCH_MAX = 4_096
 PARTITIONS_MAX = 4_096
+BOUNDARY_PEERS_MAX = 512
+"""Neighbours that a miner reports on, both directions together; the busiest when there are more."""
+BOUNDARY_PAGE_MAX = 64
+"""Such reports in one answer: 8 MB at most."""
 
 Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
 Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -30,3 +34,5 @@ Step = Annotated[int, Field(ge=0, le=2**31)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 UnixSeconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Duration = Annotated[float, Field(ge=0, le=3.2e7, allow_inf_nan=False)]
+Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

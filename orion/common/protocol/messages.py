@@ -13,16 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from orion.common.ids import Direction, MemberState, Outcome, Phase
 from orion.common.protocol.fields import (
     BATCH_MAX,
+    BOUNDARY_PEERS_MAX,
     MINERS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
     Blake3,
+    Cosine,
     Count,
     Data,
     Duration,
     Microbatch,
     ObjectKey,
     Real,
+    Share,
     Ss58,
     StageIndex,
     Step,
@@ -386,6 +389,35 @@ class Commitment(Message):
     root: Blake3
 
 
+class PeerStatistics(Message):
+    """What a miner was sent by one neighbour in one direction, averaged exponentially over its tensors.
+
+    An alarm at most: nothing in it earns or costs anything.
+    """
+
+    peer: Ss58
+    direction: Direction
+    num_tensors: Count
+    """Taken in since the process started."""
+    num_refused: Count
+    """Admitted and then refused because they were not finite, not as described or not as digested."""
+    log_rms: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+    """Natural logarithm of the root mean square of a tensor's values."""
+    cosine_mean: Cosine
+    """Between a tensor and the mean direction of those before it."""
+    cosine_previous: Cosine
+    """Between a tensor and the one before it."""
+    repeated_share: Share
+    """Of tensors whose bytes were those of one of the last few."""
+
+
+class BoundaryReport(Message):
+    """What a miner has seen of its neighbours up to the end of an outer step's training."""
+
+    outer_step: Step
+    peers: Annotated[tuple[PeerStatistics, ...], Field(max_length=BOUNDARY_PEERS_MAX)]
+
+
 class Report(Message):
     """A miner's batch of records. Numbered per hotkey without gaps, so that a repeated one changes nothing."""
 
@@ -394,6 +426,7 @@ class Report(Message):
     ends: Annotated[tuple[MicrobatchEnd, ...], Field(max_length=BATCH_MAX)] = ()
     receipts: Annotated[tuple[Receipt, ...], Field(max_length=BATCH_MAX)] = ()
     commitment: Commitment | None = None
+    boundary: BoundaryReport | None = None
 
 
 # --- the outer step ---------------------------------------------------------------------------------------------------

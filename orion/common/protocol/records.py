@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints
 from orion.common.ids import MemberState, Operation, Subject
 from orion.common.protocol.fields import (
     BATCH_MAX,
+    BOUNDARY_PAGE_MAX,
     MINERS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
@@ -26,6 +27,7 @@ from orion.common.protocol.fields import (
     Url,
 )
 from orion.common.protocol.messages import (
+    BoundaryReport,
     Commitment,
     Contribution,
     Heartbeat,
@@ -317,6 +319,29 @@ class Pathways(Message):
     pathways: Annotated[tuple[Pathway, ...], Field(max_length=BATCH_MAX)]
     total: Count
     """Pathways of the outer step so far."""
+
+
+class BoundaryQuery(Message):
+    """Asks for every miner's newest report on its neighbours, in the order of hotkeys."""
+
+    kind: Literal["boundary_query"] = "boundary_query"
+    after: Ss58 | None = None
+    """The last hotkey of the page before; None = from the beginning."""
+
+
+class BoundaryRecord(Message):
+    """One miner's report."""
+
+    hotkey: Ss58
+    stage_index: StageIndex
+    report: BoundaryReport
+
+
+class Boundaries(Message):
+    """A page; the last one when it is empty."""
+
+    kind: Literal["boundaries"] = "boundaries"
+    records: Annotated[tuple[BoundaryRecord, ...], Field(max_length=BOUNDARY_PAGE_MAX)]
 
 
 class LossQuery(Message):
