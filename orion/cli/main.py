@@ -172,6 +172,22 @@ def chain_stand_in(
 
 
 @app.command()
+def devnet(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port; 0 = a free one.", min=0, max=65535)] = 9944,
+    block_seconds: Annotated[float, typer.Option(help="Seconds from block to block.", min=0.02, max=3600)] = 1.0,
+    state: Annotated[Path | None, typer.Option(help="File that keeps the chain; without one it ends with it.")] = None,
+    stop_with_stdin: StopWithStdin = False,
+) -> None:
+    """Serves a development chain, which the Bittensor SDK and btcli take for a subtensor node."""
+    from orion.cli.devnet import run_devnet
+    from orion.cli.roles import log_lines
+
+    log_lines()
+    _run(run_devnet(host, port, block_seconds, state), stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
 def orchestrator(
     run_file: Annotated[Path, typer.Argument(help="The run, a TOML file (or the JSON that `orion up` writes).")],
     chain: ChainUrl,
