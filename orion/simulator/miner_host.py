@@ -5,6 +5,7 @@ take the simulated device's time and are then computed for real. A subclass may 
 """
 
 from collections.abc import Coroutine
+from random import Random
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class MinerHost(Host):
         self.cache = TensorCache(world.spec.flow.in_flight_max)
         self.evidence = EvidenceStore(world.spec.validation.replay_ops_max, EVIDENCE_BYTES_MAX)
         self.worker = self.make_worker()
-        self.core = MinerCore(world.spec, hotkey, world.rng(f"miner {hotkey} {incarnation}"))
+        self.core = self.make_core(world.rng(f"miner {hotkey} {incarnation}"))
         self._hands = self._make_hands(stage_wish)
         self._peers = PeerClient(world.spec, SimulatedRpc(hotkey), self.cache, world.clock)
         self._offers: dict[int, tuple[TensorSent, Respond]] = {}
@@ -98,6 +99,10 @@ class MinerHost(Host):
             compute_dtype=torch.float32,
             engine_type=self.make_engine,
         )
+
+    def make_core(self, rng: Random) -> MinerCore:
+        """What decides."""
+        return MinerCore(self.world.spec, self.hotkey, rng)
 
     def make_engine(self, *arguments: Any, **options: Any) -> StageEngine:
         """What runs the stage."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from orion.simulator.adversaries import answers, parameters, passes, records, reducers
+from orion.simulator.adversaries import answers, consistent, parameters, passes, records, reducers
 from orion.simulator.adversaries.adversary import Adversary, Plot, SharedDeviceHost
 from orion.simulator.swarm import MakeMiner
 
@@ -70,6 +70,7 @@ WHOLE_REPLAY = "replay of a whole outer step"
 LOG_CHECK = "comparison of log, evidence and commitment"
 REDUCTION = "two reducers for each partition, and validators' reductions"
 RECEIPTS = "receipts of both ends"
+LOG_AGAINST_RECEIPTS = "comparison of a log with its miner's receipts"
 
 MIDDLE = 1
 
@@ -86,6 +87,20 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack("free_rider", "repeats its first tensors", LOG_REPLAY, _in_stage(passes.FreeRider, MIDDLE)),
     Attack("skipped_backward", "makes up input gradients", LOG_REPLAY, _in_stage(passes.NoBackward, MIDDLE)),
+    Attack(
+        "late_cheat",
+        "honest as far as a log's beginning is replayed, then repeats itself",
+        WHOLE_REPLAY,
+        _in_stage(passes.LateCheat, MIDDLE),
+        inner_steps=4,
+    ),
+    Attack(
+        "consistent_free_rider",
+        "computes one microbatch and logs it for all",
+        LOG_AGAINST_RECEIPTS,
+        _in_stage(consistent.ConsistentFreeRider, MIDDLE),
+        inner_steps=4,
+    ),
     Attack(
         "lazy_first_stage",
         "no backward where nobody awaits a gradient",

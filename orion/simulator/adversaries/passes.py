@@ -4,12 +4,14 @@ Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat par
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from orion.common.ids import MicrobatchId
-from orion.common.train.engine import BackwardResult, ForwardResult
+from orion.common.train.engine import BackwardResult, ForwardResult, InnerStepReport
 from orion.simulator.adversaries.adversary import Adversary, AdversaryEngine, IdleEngine
 
 IDLE_SHARE = 0.1
@@ -170,3 +172,58 @@ class NoBackward(Adversary):
 class LazyFirstStage(Adversary):
     engine_type = _LazyFirstStageEngine
     device_share = 0.4
+
+
+class _LateCheatEngine(AdversaryEngine):
+    """Computes honestly as far as the beginning of a log is replayed, and repeats itself from there on."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._num_passes = 0
+        self._pretended: set[MicrobatchId] = set()
+        self._num_pretended = 0
+        self._last_forward: ForwardResult | None = None
+        self._last_backward: BackwardResult | None = None
+
+    def begin_outer_step(self) -> tuple[MicrobatchId, ...]:
+        self._num_passes = self._num_pretended = 0
+        self._pretended.clear()
+        return super().begin_outer_step()
+
+    def bent_forward(self, microbatch_id: MicrobatchId, x_BTC: Tensor | None, ids_BU: Tensor) -> ForwardResult:
+        self._num_passes += 1
+        is_watched = self._num_passes <= self.adversary.world.spec.validation.replay_ops_max
+        if is_watched or self._last_forward is None or self._last_backward is None:
+            self._last_forward = self.honest_forward(microbatch_id, x_BTC, ids_BU)
+        else:
+            self.adversary.attacked()
+            self._pretended.add(microbatch_id)
+        return self._last_forward
+
+    def bent_backward(self, microbatch_id: MicrobatchId, grad_BTC: Tensor) -> BackwardResult:
+        self._num_passes += 1
+        if microbatch_id not in self._pretended:
+            self._last_backward = self.honest_backward(microbatch_id, grad_BTC)
+        else:
+            self._pretended.remove(microbatch_id)
+            self._num_pretended += 1
+        assert self._last_backward is not None
+        return self._last_backward
+
+    def drop(self, microbatch_id: MicrobatchId) -> None:
+        if microbatch_id in self._pretended:
+            self._pretended.remove(microbatch_id)
+        else:
+            super().drop(microbatch_id)
+
+    def inner_step(self, inner_step_index: int, share: float = 1.0) -> InnerStepReport:
+        num_pretended, self._num_pretended = self._num_pretended, 0
+        if self.num_accumulated == 0:
+            return InnerStepReport(1.0, False, num_pretended, None, self.version)
+        report = super().inner_step(inner_step_index, share)
+        return replace(report, num_microbatches=report.num_microbatches + num_pretended)
+
+
+class LateCheat(Adversary):
+    engine_type = _LateCheatEngine
+    device_share = 0.6

@@ -169,7 +169,7 @@ def run_trial(attack: Attack | None, spec: RunSpec, num_attackers: int, seed: in
         / spec.replicas,
         num_attacks=plot.attacks.total(),
         effort=plot.effort,
-        detected_after_outer_steps=max(found) - (watch.attacked_step or 0) + 1 if is_found else None,
+        detected_after_outer_steps=max(1, max(found) - (watch.attacked_step or 0) + 1) if is_found else None,
         earnings_before=pay.earnings(luck, scale, after=False),
         earnings_after=pay.earnings(luck, scale, after=True),
         honest_punished=len({verdict.miner for verdict in of_honest if not verdict.passed}),
