@@ -348,6 +348,26 @@ class LedgerBook:
         step = self.steps.get(outer_step)
         return step is not None and hotkey in step.num_receipts
 
+    def agreed_transfers(self, outer_step: int, hotkey: Hotkey) -> tuple[Receipt, ...]:
+        """Transfers of an outer step to or from a miner that both ends report alike; none once they are forgotten."""
+        step = self.steps.get(outer_step)
+        trips = {} if step is None else step.trips
+        return tuple(
+            Receipt(
+                direction=hop.direction,
+                microbatch_id=microbatch_id,
+                outer_step=outer_step,
+                sender=hop.sender,
+                receiver=hop.receiver,
+                to_stage=hop.to_stage,
+                digest=claims.by_sender.digest,
+                size_bytes=claims.by_sender.size_bytes,
+            )
+            for microbatch_id, trip in trips.items()
+            for hop, claims in trip.hops.items()
+            if hotkey in (hop.sender, hop.receiver) and claims.agree and claims.by_sender is not None
+        )
+
     def work(self, from_outer_step: int, microbatch_flops: tuple[float, ...]) -> list[WorkRecord]:
         """All credited work from an outer step on, ordered by outer step, stage and hotkey."""
         return [

@@ -4,11 +4,12 @@ It owns which swarms are tried, the bars, and what is printed. Invariant: the ta
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from orion.common.config import RunSpec
-from orion.simulator.adversaries.catalogue import ATTACKS, Attack, num_attackers
+from orion.simulator.adversaries.catalogue import ATTACKS, Attack, attack_named, num_attackers
+from orion.simulator.adversaries.copier import copier_earnings
 from orion.simulator.adversaries.trial import Trial, run_trial
 from orion.simulator.faults import Shape, draw_schedule
 from orion.simulator.scenarios import tiny_spec
@@ -48,6 +49,10 @@ QUICK_ATTACKS = (
     "commitment_withheld",
 )
 FAULTY_SEEDS, FAULTY_SEEDS_QUICK = 12, 2
+COPIED_TRIAL = "noise_large"
+COPY_LAG_EPOCHS = 1
+"""The soonest: without commit and reveal."""
+COPIER_STAKE_SHARES = (0.05, 0.3)
 FAULTS = 3
 """Of each honest run with faults."""
 
@@ -136,12 +141,32 @@ class Laboratory:
         return run_trial(attack, spec, attackers, self._seed, without)
 
 
+def weight_copier(laboratory: Laboratory, stake_share: float) -> Trial:
+    """A validator that copies, beside two that check; in the swarm where weights move because somebody is found."""
+    source = laboratory.trial(attack_named(COPIED_TRIAL))
+    return replace(
+        source,
+        name="weight_copier",
+        share=stake_share,
+        num_attacks=len(source.pay) - COPY_LAG_EPOCHS,
+        effort=0.0,
+        detected_after_outer_steps=None,
+        earnings_before=copier_earnings(source.pay, stake_share, COPY_LAG_EPOCHS),
+        earnings_after=None,
+        loss_effect=0.0,
+    )
+
+
 def measure(seed: int, *, quick: bool = False, on_trial: Callable[[Trial], None] | None = None) -> Table:
     """Runs all trials, or a few of them. Raises SimulationFailedError when an honest run breaks an invariant."""
     laboratory = Laboratory(seed)
     trials = []
     for attack, is_many in _planned(quick):
         trials.append(laboratory.trial(attack, is_many=is_many))
+        if on_trial is not None:
+            on_trial(trials[-1])
+    for stake_share in () if quick else COPIER_STAKE_SHARES:
+        trials.append(weight_copier(laboratory, stake_share))
         if on_trial is not None:
             on_trial(trials[-1])
     faulty = [_faulty_checks(seed + number) for number in range(FAULTY_SEEDS_QUICK if quick else FAULTY_SEEDS)]

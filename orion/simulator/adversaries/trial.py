@@ -133,6 +133,8 @@ class Trial:
     """Why attackers failed, as the verdicts say."""
     outvoted: int
     """Attackers whose mean of a partition did not stand."""
+    pay: tuple[Mapping[Hotkey, int], ...]
+    """What the validator set on each pay day."""
     luck: Mapping[Hotkey, Sequence[float]]
     """Pay of each miner on each pay day as a share of its stage's mean, when nobody attacks; empty otherwise."""
 
@@ -187,6 +189,7 @@ def run_trial(attack: Attack | None, spec: RunSpec, num_attackers: int, seed: in
             )
         ),
         outvoted=sum(hotkey in watch.outvoted for hotkey in attackers),
+        pay=tuple(day.weights for day in watch.pay),
         luck={hotkey: [pay.share(hotkey, day) for day in pay.days] for hotkey in swarm.hotkeys}
         if not attackers
         else {},
