@@ -13,6 +13,7 @@ from random import Random
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Operation, Phase
 from orion.common.protocol.messages import (
+    BoundaryReport,
     Feed,
     Heartbeat,
     LeaseRequest,
@@ -128,8 +129,8 @@ class MinerCore:
         """The log behind this miner's commitment; None when there is none or it was forgotten."""
         return self._oplog.committed(outer_step)
 
-    def heartbeat(self, tokens_per_s: float, busy_share: float) -> Heartbeat:
-        """How this miner is doing; the two measurements are the shell's."""
+    def heartbeat(self, tokens_per_s: float, busy_share: float, boundary: BoundaryReport | None = None) -> Heartbeat:
+        """How this miner is doing; the measurements are the shell's."""
         view, local = self._view, self._outer.local
         held = self._table.held()
         inner_steps = 0 if local is None else local.inner_steps
@@ -145,6 +146,7 @@ class MinerCore:
             tokens_per_s=tokens_per_s,
             busy_share=busy_share,
             staleness_max=max((inner_steps - item.version for item in held if item.stand in awaiting), default=0),
+            boundary=boundary,
         )
 
     def check_invariants(self) -> None:

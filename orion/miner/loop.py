@@ -19,6 +19,7 @@ from orion.common.offload import Offload
 from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError
 from orion.miner import events
+from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import TensorCache
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
@@ -64,6 +65,7 @@ class MinerLoop:
         orchestrator: OrchestratorClient,
         worker: DeviceWorker,
         cache: TensorCache,
+        monitor: BoundaryMonitor,
         on_device: Offload,
     ) -> None:
         self._spec = spec
@@ -76,6 +78,7 @@ class MinerLoop:
         self._orchestrator = orchestrator
         self._worker = worker
         self._cache = cache
+        self._monitor = monitor
         self._on_device = on_device
         self._running: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -194,17 +197,22 @@ class MinerLoop:
             except TimeoutError:
                 pass
             self._news.clear()
-            if self._core.view is None or self._core.run_is_over:
+            view = self._core.view
+            if view is None or self._core.run_is_over:
                 continue
             now_s = self._clock.monotonic_s()
             seconds = max(now_s - told_s, 1e-3)
             rate = (self._core.num_applied - num_applied) * self._spec.tokens_per_microbatch / seconds
-            heartbeat = self._core.heartbeat(rate, min(1.0, self._busy_s / seconds))
+            boundary = self._monitor.due_report(view.stage.outer_step, view.stage.phase)
+            heartbeat = self._core.heartbeat(rate, min(1.0, self._busy_s / seconds), boundary)
             told_s, num_applied, self._busy_s = now_s, self._core.num_applied, 0.0
             try:
                 await self._orchestrator.heartbeat(heartbeat)
             except (TransportError, RefusedError) as error:
                 _log.warning("heartbeat_failed", error=str(error))
+                continue
+            if boundary is not None:
+                self._monitor.reported()
 
 
 def _tell(event: events.Event | None) -> None:

@@ -29,6 +29,7 @@ from orion.common.protocol.records import (
     LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Answer, Desk
@@ -39,6 +40,8 @@ from orion.miner.evidence import EvidenceStore
 QUESTIONS_MAX = 8
 """Logs and evidence that are being handed out at a time; validators come again."""
 QUESTION_RETRY_S = 1.0
+MEASURE_INLINE_BYTES_MAX = 4 * 1024 * 1024
+"""Larger bodies are measured in a thread: it takes a millisecond for this many bytes."""
 BODY_GRACE_S = 5.0
 """What a body may take to arrive, beyond its bytes ÷ the run's slowest bandwidth."""
 
@@ -47,13 +50,22 @@ class PeerServer:
     """The HTTP side of one miner."""
 
     def __init__(
-        self, spec: RunSpec, gate: Gate, *, core: MinerCore, desk: Desk, cache: TensorCache, evidence: EvidenceStore
+        self,
+        spec: RunSpec,
+        gate: Gate,
+        *,
+        core: MinerCore,
+        desk: Desk,
+        cache: TensorCache,
+        evidence: EvidenceStore,
+        monitor: BoundaryMonitor,
     ) -> None:
         self._spec = spec
         self._core = core
         self._desk = desk
         self._cache = cache
         self._evidence = evidence
+        self._monitor = monitor
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self.app = build_app(gate)
         self.app.router.add_post(routes.FORWARD, self._forward)
@@ -92,18 +104,29 @@ class PeerServer:
 
     async def _read_body(self, request: web.Request, request_id: int, transfer: Transfer) -> Answer:
         """Takes the body in; whatever happens, the core hears how that ended."""
-        refusal: Refusal | None = None
         try:
-            self._cache.put(
-                transfer.microbatch_id, INCOMING[transfer.direction], await self._receive(request, transfer)
-            )
+            parcel = await self._receive(request, transfer)
+            self._cache.put(transfer.microbatch_id, INCOMING[transfer.direction], parcel)
         except RefusedError as error:
-            refusal = error.refusal
+            self._monitor.refused(sender_of(transfer), transfer.direction, error.refusal.code)
+            return await self._desk.ask(BodyEnded(request_id, error.refusal))
         except BaseException:
             aborted = Refusal(code=RefusalCode.MALFORMED, message="the request was broken off")
             await self._desk.post(BodyEnded(request_id, aborted))
             raise
-        return await self._desk.ask(BodyEnded(request_id, refusal))
+        answer = await self._desk.ask(BodyEnded(request_id, None))
+        if isinstance(answer, Accept):
+            await self._observe(transfer, parcel)
+        return answer
+
+    async def _observe(self, transfer: Transfer, parcel: Parcel) -> None:
+        """Measures what came in, after the device was told of it: nothing waits for this but the sender's answer."""
+        tensor = parcel.tensors["z" if transfer.direction is Direction.ACTIVATION else "g"]
+        if parcel.body.size_bytes > MEASURE_INLINE_BYTES_MAX:
+            summary = await asyncio.to_thread(self._monitor.measure, tensor)
+        else:
+            summary = self._monitor.measure(tensor)
+        self._monitor.took(sender_of(transfer), transfer.direction, summary)
 
     async def _receive(self, request: web.Request, transfer: Transfer) -> Parcel:
         expected = transfer_spec(self._spec, transfer.direction, transfer.to_stage)

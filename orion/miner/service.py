@@ -31,6 +31,7 @@ from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data import TokenDataset
 from orion.common.train.device import compute_dtype, device_named
+from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import TensorCache
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
@@ -75,10 +76,11 @@ async def serve(
     core = MinerCore(spec, hotkey, rng)
     desk = Desk()
     cache = TensorCache(spec.flow.in_flight_max)
+    monitor = BoundaryMonitor(rng.getrandbits(63))
     evidence = EvidenceStore(spec.validation.replay_ops_max, config.evidence_bytes_max)
     # The same hotkey may have had a process until a moment ago. Nobody asks before this one has joined.
     gate = Gate(Verifier(hotkey, succeeds_at_s=clock.now_s()), spec.digest, clock)
-    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, evidence=evidence)
+    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, evidence=evidence, monitor=monitor)
     async with contextlib.AsyncExitStack() as stack:
         rpc = await stack.enter_async_context(RpcClient(keypair, spec.digest, clock))
         try:
@@ -115,6 +117,7 @@ async def serve(
             orchestrator=orchestrator,
             worker=worker,
             cache=cache,
+            monitor=monitor,
             on_device=device_thread,
         )
         _log.info("miner_started", hotkey=hotkey, url=url, run_id=spec.run_id, device=str(device))

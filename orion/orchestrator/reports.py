@@ -37,8 +37,6 @@ def take_report(state: RunState, member: Member, report: Report, proof: Proof | 
             earner.num_credited += 1
     if taken.num_taken and (report.ends or report.commitment is not None):
         state.look_again()
-    if report.boundary is not None:
-        member.boundary = report.boundary
     outer_step = state.memory.train.outer_step
     for contradiction in taken.contradictions:
         _tell(state, member, outer_step, contradiction)

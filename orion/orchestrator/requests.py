@@ -132,7 +132,9 @@ def _newcomer(state: RunState, hotkey: Hotkey, join: Join, known: Member | None)
 
 def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
     stage = state.stage_of(member)
-    member.heartbeat = heartbeat
+    if heartbeat.boundary is not None:
+        member.boundary = heartbeat.boundary
+    member.heartbeat = heartbeat.model_copy(update={"boundary": None})
     member.ready_outer_step = heartbeat.ready_outer_step
     if heartbeat.ready_outer_step is None:
         member.distrusted_until_s = 0.0

@@ -31,6 +31,7 @@ from orion.common.protocol.records import (
 )
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.train.engine import StageEngine
+from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.effects import Accept, Compute, Effect, FreeTensors, ReadBody, Refuse, SendCancel, SendTensor
@@ -77,6 +78,7 @@ class MinerHost(Host):
         self.device = device
         self.cache = TensorCache(world.spec.flow.in_flight_max)
         self.evidence = EvidenceStore(world.spec.validation.replay_ops_max, EVIDENCE_BYTES_MAX)
+        self.monitor = BoundaryMonitor(world.rng(f"monitor {hotkey} {incarnation}").getrandbits(63))
         self.worker = self.make_worker()
         self.core = self.make_core(world.rng(f"miner {hotkey} {incarnation}"))
         self._hands = self._make_hands(stage_wish)
@@ -248,7 +250,10 @@ class MinerHost(Host):
             if body.digest != transfer.digest:
                 raise refused(RefusalCode.BAD_TENSOR, "the body is not in the canonical layout")
         except RefusedError as error:
+            self.monitor.refused(sender_of(transfer), transfer.direction, error.refusal.code)
             return error.refusal
+        name = "z" if transfer.direction is Direction.ACTIVATION else "g"
+        self.monitor.took(sender_of(transfer), transfer.direction, self.monitor.measure(tensors[name]))
         self.cache.put(transfer.microbatch_id, INCOMING[transfer.direction], Parcel(tensors, body))
         return None
 
@@ -287,8 +292,13 @@ class MinerHost(Host):
         self.after(HEARTBEAT_S, self._beat)
 
     async def _tell_heartbeat(self) -> None:
-        if self.core.view is not None and not self.core.run_is_over:
-            await Ask(ORCHESTRATOR, self.core.heartbeat(tokens_per_s=0.0, busy_share=0.0))
+        view = self.core.view
+        if view is None or self.core.run_is_over:
+            return
+        boundary = self.monitor.due_report(view.stage.outer_step, view.stage.phase)
+        answer = await Ask(ORCHESTRATOR, self.core.heartbeat(tokens_per_s=0.0, busy_share=0.0, boundary=boundary))
+        if boundary is not None and isinstance(answer, Done):
+            self.monitor.reported()
 
     def _set_wake(self, now_s: float) -> None:
         """One timer, for the earliest time at which the core has something to do by itself."""

@@ -1,6 +1,7 @@
 """PeerServer on a real socket: signed requests from real keys, answered by a real core."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -37,6 +38,7 @@ from orion.common.protocol.records import (
 from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, NonceSource, Verifier, keypair_from_uri, sign_request
 from orion.common.protocol.signing import hotkey_of as hotkey_of_key
+from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import Slot, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
@@ -70,6 +72,7 @@ class Running:
         self.desk = Desk()
         self.cache = TensorCache(SPEC.flow.in_flight_max)
         self.evidence = EvidenceStore(4, 1 << 20)
+        self.monitor = BoundaryMonitor(1)
         self.world = World(SPEC, self.hotkey, 1)
         self.world.everybody[0] = hotkey_of_key(SENDER)
         self.world.everybody[2] = self.hotkey
@@ -117,7 +120,9 @@ class Running:
 async def running_miner() -> AsyncIterator[Running]:
     miner = Running()
     gate = Gate(Verifier(miner.hotkey), SPEC.digest, miner.clock)
-    server = PeerServer(SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, evidence=miner.evidence)
+    server = PeerServer(
+        SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, evidence=miner.evidence, monitor=miner.monitor
+    )
     miner.server = server
     pumping = asyncio.create_task(miner.pump())
     try:
@@ -217,6 +222,21 @@ async def test_what_is_not_finite_is_refused(miner: Running) -> None:
 
     assert await refused_code(miner, body, transfer_of(body)) is RefusalCode.NOT_FINITE
     assert miner.num_held == 0
+
+
+async def test_what_came_in_and_what_was_unfit_is_counted_against_its_sender_once(miner: Running) -> None:
+    body, bad = activation(0.25), activation(float("nan"))
+    for _ in range(2):  # the second is a duplicate
+        await send(miner, body, transfer_of(body))
+    await refused_code(miner, bad, transfer_of(bad, number=2))
+
+    report = miner.monitor.due_report(0, Phase.UPLOAD)
+
+    assert report is not None
+    (seen,) = report.peers
+    assert (seen.peer, seen.direction) == (hotkey_of_key(SENDER), Direction.ACTIVATION)
+    assert (seen.num_tensors, seen.num_refused) == (1, 1)
+    assert seen.log_rms == pytest.approx(math.log(0.25), abs=1e-4)
 
 
 async def test_other_tensors_of_the_right_size_are_refused(miner: Running) -> None:

@@ -34,7 +34,6 @@ from orion.common.protocol import routes
 from orion.common.protocol.entries import Said, chained, entry_to_json, first_digest
 from orion.common.protocol.keys import pseudo_gradient_key
 from orion.common.protocol.messages import (
-    BoundaryReport,
     Done,
     GrantRequest,
     Join,
@@ -124,9 +123,7 @@ async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
             assert [r.commitment.num_applied for r in (await miner.api.commitments(1)).records] == [4]
             pathways = await miner.api.pathways(2, 1)
             assert (pathways.miners, pathways.total, len(pathways.pathways)) == ((miner.hotkey,), 4, 3)
-            report = BoundaryReport(outer_step=2, peers=())
-            await miner.report(boundary=report)
-            assert [record.report for record in (await miner.api.boundaries(None)).records] == [report]
+            assert (await miner.api.boundaries(None)).records == ()
             async with HttpClient() as http:
                 losses = await OrchestratorClient.losses(http, url, 10)
             assert (losses.total, len(losses.points)) == (12, 2)

@@ -10,10 +10,10 @@ MINERS_MAX = 16_384
 STAGES_MAX = 512
 BATCH_MAX = 4_096
 PARTITIONS_MAX = 4_096
-BOUNDARY_PEERS_MAX = 512
+BOUNDARY_PEERS_MAX = 256
 """Neighbours that a miner reports on, both directions together; the busiest when there are more."""
 BOUNDARY_PAGE_MAX = 64
-"""Such reports in one answer: 8 MB at most."""
+"""Such reports in one answer: 4 MB at most."""
 
 Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
 Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -142,6 +142,35 @@ class Joined(Message):
     state: MemberState
 
 
+class PeerStatistics(Message):
+    """What a miner was sent by one neighbour in one direction, averaged exponentially over its tensors.
+
+    An alarm at most: nothing in it earns or costs anything.
+    """
+
+    peer: Ss58
+    direction: Direction
+    num_tensors: Count
+    """Taken in since the process started."""
+    num_refused: Count
+    """Admitted and then refused because they were not finite, not as described or not as digested."""
+    log_rms: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+    """Natural logarithm of the root mean square of a tensor's values."""
+    cosine_mean: Cosine
+    """Between a tensor and the mean direction of those before it."""
+    cosine_previous: Cosine
+    """Between a tensor and the one before it."""
+    repeated_share: Share
+    """Of tensors whose bytes were those of one of the last few."""
+
+
+class BoundaryReport(Message):
+    """What a miner has seen of its neighbours up to the end of an outer step's training."""
+
+    outer_step: Step
+    peers: Annotated[tuple[PeerStatistics, ...], Field(max_length=BOUNDARY_PEERS_MAX)]
+
+
 class Heartbeat(Message):
     """Renews a membership. Says how the miner is doing; nothing in it earns anything."""
 
@@ -159,6 +188,8 @@ class Heartbeat(Message):
     busy_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     """Share of the last interval in which the device thread was computing."""
     staleness_max: Count = 0
+    boundary: BoundaryReport | None = None
+    """What it was sent; at most once or twice an outer step, None between."""
 
 
 class Leave(Message):
@@ -389,35 +420,6 @@ class Commitment(Message):
     root: Blake3
 
 
-class PeerStatistics(Message):
-    """What a miner was sent by one neighbour in one direction, averaged exponentially over its tensors.
-
-    An alarm at most: nothing in it earns or costs anything.
-    """
-
-    peer: Ss58
-    direction: Direction
-    num_tensors: Count
-    """Taken in since the process started."""
-    num_refused: Count
-    """Admitted and then refused because they were not finite, not as described or not as digested."""
-    log_rms: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-    """Natural logarithm of the root mean square of a tensor's values."""
-    cosine_mean: Cosine
-    """Between a tensor and the mean direction of those before it."""
-    cosine_previous: Cosine
-    """Between a tensor and the one before it."""
-    repeated_share: Share
-    """Of tensors whose bytes were those of one of the last few."""
-
-
-class BoundaryReport(Message):
-    """What a miner has seen of its neighbours up to the end of an outer step's training."""
-
-    outer_step: Step
-    peers: Annotated[tuple[PeerStatistics, ...], Field(max_length=BOUNDARY_PEERS_MAX)]
-
-
 class Report(Message):
     """A miner's batch of records. Numbered per hotkey without gaps, so that a repeated one changes nothing."""
 
@@ -426,7 +428,6 @@ class Report(Message):
     ends: Annotated[tuple[MicrobatchEnd, ...], Field(max_length=BATCH_MAX)] = ()
     receipts: Annotated[tuple[Receipt, ...], Field(max_length=BATCH_MAX)] = ()
     commitment: Commitment | None = None
-    boundary: BoundaryReport | None = None
 
 
 # --- the outer step ---------------------------------------------------------------------------------------------------
