@@ -231,6 +231,8 @@ class LocalSwarm:
             str(self._miner_ports[name]),
             "--data",
             str(self._paths.data),
+            "--state",
+            str(self._paths.state / "miners"),
             "--device",
             self._device,
         ]

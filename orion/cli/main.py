@@ -222,6 +222,10 @@ def miner(
         str | None, typer.Option(help="How other miners reach this one: http://ADDRESS:PORT.", envvar="ORION_URL")
     ] = None,
     stage: Annotated[int | None, typer.Option(help="Stage to take when it lacks miners.", min=0)] = None,
+    state: Annotated[
+        Path, typer.Option(help="Folder for logs and tensors that validators ask for; losing it costs pay.")
+    ] = DEFAULT_FOLDER / "miner-state",
+    evidence_gb: Annotated[float, typer.Option(help="Disk for these tensors, in 1e9 bytes.", min=0)] = 8.0,
     wallet_path: WalletPath = DEFAULT_WALLETS,
     wallet: Wallet = "default",
     hotkey: HotkeyName = "default",
@@ -243,6 +247,8 @@ def miner(
         port=port,
         public_url=url,
         stage_index=stage,
+        state_folder=state,
+        evidence_bytes_max=int(evidence_gb * 1e9),
         device=device,
         num_threads=threads,
     )

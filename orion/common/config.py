@@ -66,6 +66,9 @@ class ValidationRules(Section):
     """Partitions, of all stages together, whose mean one validator reduces again per outer step."""
     replay_ops_max: Annotated[int, Field(ge=1)] = 16
     """Longest prefix of a log that is replayed; which prefix is drawn after the commitment."""
+    commit_s: Seconds = 3.0
+    """Between two commitments of a miner to its log while it works: what it does within them is lost with its process,
+    and is not paid."""
     cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.999
     norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
     answer_s: Seconds = 15.0

@@ -75,3 +75,5 @@ class Operation(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     INNER_STEP = "inner_step"
+    BEGIN_ANEW = "begin_anew"
+    """The anchor was loaded again: what was done on it before in this outer step counts as work, and no further."""

@@ -27,8 +27,11 @@ class MinerConfig(BaseModel):
     """Where the stage is computed: `cpu`, `cuda`, `cuda:N`; `auto` = CUDA where there is one."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Threads of the computation on a CPU. More than one only where no other miner shares the machine."""
-    evidence_bytes_max: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
-    """Host memory for the tensors that validators may ask for."""
+    state_folder: Path
+    """Where the logs and tensors lie that validators may ask for. A miner that loses it fails its checks."""
+    evidence_bytes_max: Annotated[int, Field(ge=0)] = 8 * 1024**3
+    """Disk for these tensors, shared evenly by the newest outer steps. What does not fit cannot be replayed, and the
+    commitment says so; until it is written (`validation.commit_s`) it lies in memory."""
     heartbeat_s: Annotated[float, Field(gt=0, le=60)] = 2.0
     """Between two signs of life; a few must fit into the run's `member_s`."""
     feed_wait_s: Annotated[float, Field(gt=0, le=30)] = 20.0

@@ -8,6 +8,7 @@ Invariants (`check_invariants`): one job on the device at a time; every admitted
 freed in that moment; what is computed is logged, in order; the engine's anchor changes only between outer steps.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 from orion.common.config import RunSpec
@@ -18,8 +19,9 @@ from orion.common.protocol.messages import (
     Heartbeat,
     LeaseRequest,
 )
-from orion.common.protocol.records import LogEntry
+from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner import events
+from orion.miner.archive import KeptLog
 from orion.miner.effects import Compute, Effect, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job
 from orion.miner.flow import Flow
@@ -47,7 +49,8 @@ QUEUE_AHEAD = 2
 class MinerCore:
     """One miner of one run."""
 
-    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: Random) -> None:
+    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: Random, kept: Sequence[KeptLog] = ()) -> None:
+        """`kept`: the logs that earlier processes of this miner have committed to."""
         self._spec = spec
         self._effects: list[Effect] = []
         emit = self._effects.append
@@ -55,7 +58,7 @@ class MinerCore:
         self._view: View | None = None
         self._reports = Reports()
         self._notices = Notices(emit)
-        self._oplog = OpLog()
+        self._oplog = OpLog(kept)
         self._table = MicrobatchTable(spec.flow.in_flight_max)
         self._router = Router(rng)
         self._outer = OuterSteps(
@@ -126,8 +129,16 @@ class MinerCore:
         return self._feed is not None and self._feed.finished
 
     def committed_log(self, outer_step: int) -> tuple[LogEntry, ...] | None:
-        """The log behind this miner's commitment; None when there is none or it was forgotten."""
+        """The log behind this miner's newest commitment; None when there is none or it was forgotten."""
         return self._oplog.committed(outer_step)
+
+    def log_answer(self, request: LogRequest) -> CommittedLog | None:
+        """What a validator asks of a committed log, with proof; None when there is no such thing."""
+        return self._oplog.answer(request)
+
+    def may_show(self, request: EvidenceRequest) -> bool:
+        """Whether that tensor belongs to work that was committed to."""
+        return self._oplog.may_show(request)
 
     def heartbeat(self, tokens_per_s: float, busy_share: float, boundary: BoundaryReport | None = None) -> Heartbeat:
         """How this miner is doing; the measurements are the shell's."""
@@ -166,9 +177,15 @@ class MinerCore:
         assert len(applied) == len(set(applied)), "a microbatch is applied twice"
         local = self._outer.local
         if local is not None and not local.is_sealed:
-            steps = [entry for entry in self._oplog.open_entries if entry.operation is Operation.INNER_STEP]
-            stepped = sum(entry.num_microbatches for entry in steps)
-            assert len(applied) == stepped + local.num_accumulated, "a gradient was lost or counted twice"
+            stepped, waiting = 0, 0
+            for entry in self._oplog.open_entries:
+                if entry.operation is Operation.BEGIN_ANEW:
+                    stepped = waiting = 0
+                stepped += entry.num_microbatches
+                waiting += self._is_applying(entry.operation) - entry.num_microbatches
+            if local.inner_steps or local.num_accumulated:
+                assert waiting == local.num_accumulated, "a gradient was lost or counted twice"
+                assert stepped >= local.num_stepped, "more was averaged than the log says"
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -216,6 +233,8 @@ class MinerCore:
                 outer.apply_ended(event, self._view, now_s)
             case events.ApplyFailed():
                 outer.state_change_failed(now_s, anchor_is_lost=False)
+            case events.LogPersisted(commitment):
+                outer.commits.persisted(commitment)
             case events.UploadEnded():
                 outer.upload_ended(event, now_s)
             case events.ReduceEnded():
@@ -298,8 +317,8 @@ class MinerCore:
     def _advance(self, now_s: float) -> None:
         view = self._view
         step = self._outer.training_step(view)
-        if step is not None and self._outer.begin_if_due(step):
-            self._table.begin(step)
+        if step is not None and self._outer.begin_if_due(step, now_s):
+            self._table.begin(step, self._oplog.microbatches(step))
             self._lease_s = now_s
         moment = self._moment(now_s)
         self._flow.advance(moment)

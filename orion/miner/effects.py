@@ -12,6 +12,7 @@ from orion.common.protocol.messages import (
     Accepted,
     Cancel,
     CheckpointRef,
+    Commitment,
     Contribution,
     LeaseRequest,
     Manifest,
@@ -20,6 +21,7 @@ from orion.common.protocol.messages import (
     Report,
     Transfer,
 )
+from orion.common.protocol.records import LogEntry
 from orion.miner.events import Job, Notice
 
 
@@ -112,6 +114,16 @@ class ApplyManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistLog:
+    """Makes the log durable up to a commitment, and the tensors that it names. Ends as `LogPersisted`."""
+
+    stage_index: int
+    entries: tuple[LogEntry, ...]
+    """New since the last one."""
+    commitment: Commitment
+
+
+@dataclass(frozen=True, slots=True)
 class UploadPseudoGradient:
     """Writes the encoded bodies of the outbox to the store, and empties it. Ends as `UploadEnded`."""
 
@@ -164,6 +176,7 @@ Effect = (
     | RequestLease
     | LoadAnchor
     | ApplyManifest
+    | PersistLog
     | UploadPseudoGradient
     | ReducePartition
     | UploadCheckpoint

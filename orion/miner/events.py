@@ -12,6 +12,7 @@ from orion.common.protocol.messages import (
     Applied,
     Cancel,
     CheckpointUploaded,
+    Commitment,
     Exclusion,
     Feed,
     Joined,
@@ -253,6 +254,13 @@ class ApplyFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LogPersisted:
+    """A log and its tensors are durable up to a commitment, which now says how many entries' tensors are kept."""
+
+    commitment: Commitment
+
+
+@dataclass(frozen=True, slots=True)
 class UploadEnded:
     """The encoded pseudo-gradient lies in the store, or not."""
 
@@ -318,6 +326,7 @@ Event = (
     | AnchorFailed
     | ApplyEnded
     | ApplyFailed
+    | LogPersisted
     | UploadEnded
     | ReduceEnded
     | ReduceFailed

@@ -36,10 +36,12 @@ from orion.common.protocol.reduction import reduce_partition, slice_refs, slices
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import state_digest
 from orion.common.train.partition import partition_bounds
+from orion.miner.archive import Archive
 from orion.miner.effects import (
     ApplyManifest,
     Compute,
     LoadAnchor,
+    PersistLog,
     ReducePartition,
     RequestJoin,
     RequestLease,
@@ -58,6 +60,7 @@ from orion.miner.events import (
     JoinEnded,
     LeaseGranted,
     LeaseRefused,
+    LogPersisted,
     NoticeEnded,
     ReduceEnded,
     ReduceFailed,
@@ -137,6 +140,7 @@ class Hands:
         objects: Objects,
         anchors: AnchorLoader,
         worker: DeviceWorker,
+        archive: Archive,
         open_tokens: Callable[[], Awaitable[TokenSource]],
         on_device: Offload,
         offload: Offload = in_thread,
@@ -150,6 +154,7 @@ class Hands:
         self._objects = objects
         self._anchors = anchors
         self._worker = worker
+        self._archive = archive
         self._open_tokens = open_tokens
         self._on_device = on_device
         self._offload = offload
@@ -157,6 +162,11 @@ class Hands:
     async def compute(self, effect: Compute) -> ComputeEnded:
         """Has the device do a job."""
         return ComputeEnded(await self._on_device(partial(self._worker.run, effect.job)))
+
+    async def persist(self, effect: PersistLog) -> LogPersisted:
+        """Makes a log durable, beside the device. Raises DataError."""
+        persist = partial(self._archive.persist, effect.stage_index, effect.entries, effect.commitment)
+        return LogPersisted(await self._offload(persist))
 
     async def carry_out(self, deed: Deed) -> Ending:
         """Does it, and gives the event that it ends as. Raises DataError."""

@@ -29,6 +29,7 @@ from orion.miner.effects import (
     Compute,
     Effect,
     FreeTensors,
+    PersistLog,
     ReadBody,
     Refuse,
     RequestLease,
@@ -132,6 +133,8 @@ class MinerLoop:
                 self._start(tasks, self._on_device(partial(self._worker.free, microbatch_id)))
             case Compute():
                 self._start(tasks, self._compute(effect))
+            case PersistLog():
+                self._start(tasks, self._persist(effect))
             case SendTensor():
                 self._start(tasks, self._send(effect))
             case SendCancel():
@@ -149,6 +152,9 @@ class MinerLoop:
         ended = await self._hands.compute(effect)
         self._busy_s += self._clock.monotonic_s() - began_s
         await self._desk.post(ended)
+
+    async def _persist(self, effect: PersistLog) -> None:
+        await self._desk.post(await self._hands.persist(effect))
 
     async def _send(self, effect: SendTensor) -> None:
         await self._desk.post(await self._peers.send(effect))

@@ -21,6 +21,7 @@ from orion.common.protocol.messages import (
     Reduced,
     Uploaded,
 )
+from orion.miner.commits import Commits
 from orion.miner.effects import (
     ApplyManifest,
     LoadAnchor,
@@ -101,6 +102,7 @@ class OuterSteps:
         self._reports = reports
         self._notices = notices
         self._emit = emit
+        self.commits = Commits(spec.validation.commit_s, oplog, reports, emit)
         self.anchor: Anchor | None = None
         self.local: LocalStep | None = None
         self._is_void = False
@@ -122,9 +124,9 @@ class OuterSteps:
         outer_step = None if view is None else view.training_step
         if view is None or outer_step is None or not self._is_current(view) or self._changes_state:
             return None
-        if self.local is not None and (self.local.is_sealed or self.local.outer_step != outer_step):
-            return None
-        return outer_step
+        if self.local is None:
+            return outer_step if self._oplog.can_begin(outer_step, view.stage_index) else None
+        return None if self.local.is_sealed or self.local.outer_step != outer_step else outer_step
 
     @property
     def is_changing(self) -> bool:
@@ -156,12 +158,14 @@ class OuterSteps:
         if checkpoint is not None and checkpoint.outer_step == self.anchor.outer_step:
             self._is_void = self._is_void or checkpoint.state_digest != self.anchor.digest
 
-    def begin_if_due(self, outer_step: int) -> bool:
+    def begin_if_due(self, outer_step: int, now_s: float) -> bool:
         """Opens the local outer step when none is open; whether it did."""
         if self.local is not None:
             return False
+        assert self.anchor is not None
         self.local = LocalStep(outer_step)
-        self._oplog.begin(outer_step)
+        self._oplog.begin(outer_step, self.anchor.stage_index)
+        self.commits.begin(now_s)
         return True
 
     def applied_one(self) -> None:
@@ -256,10 +260,10 @@ class OuterSteps:
         if not local.is_sealed:
             if uploads and local.num_accumulated:
                 return self.inner_step()
-            commitment = self._oplog.seal()
-            local.is_sealed = True
             if uploads:
-                self._reports.add_commitment(commitment)
+                self.commits.seal(local.num_stepped)
+            self._oplog.close()
+            local.is_sealed = True
         if uploads and local.num_stepped and local.objects is None:
             return EncodePseudoGradient(local.outer_step)
         return None
@@ -277,6 +281,8 @@ class OuterSteps:
         """Starts what is missing."""
         if device_is_idle and not self._changes_state and (self.local is None or self.local.is_sealed):
             self._follow(view, now_s)
+        if self.local is not None and not self.local.is_sealed:
+            self.commits.advance(self.local.num_stepped, now_s)
         self._upload(view, now_s)
         self._reduce(view, now_s)
         self._checkpoint(view, now_s)
@@ -284,7 +290,7 @@ class OuterSteps:
     def wake_times_s(self) -> list[float]:
         """When things that failed may be tried again; times that have passed mean nothing."""
         backoffs = (self._load_backoff, self._upload_backoff, self._checkpoint_backoff, *self._merge.backoff.values())
-        return [backoff.until_s for backoff in backoffs]
+        return [self.commits.wake_s(), *(backoff.until_s for backoff in backoffs)]
 
     def check_invariants(self, num_computing: int) -> None:
         local = self.local

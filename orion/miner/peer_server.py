@@ -24,18 +24,17 @@ from orion.common.protocol.messages import (
     Transfer,
 )
 from orion.common.protocol.records import (
-    CommittedLog,
     EvidenceRequest,
     LogRequest,
 )
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.miner.archive import Archive
 from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Answer, Desk
 from orion.miner.effects import Accept, ReadBody, Refuse
 from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered
-from orion.miner.evidence import EvidenceStore
 
 QUESTIONS_MAX = 8
 """Logs and evidence that are being handed out at a time; validators come again."""
@@ -57,14 +56,14 @@ class PeerServer:
         core: MinerCore,
         desk: Desk,
         cache: TensorCache,
-        evidence: EvidenceStore,
+        archive: Archive,
         monitor: BoundaryMonitor,
     ) -> None:
         self._spec = spec
         self._core = core
         self._desk = desk
         self._cache = cache
-        self._evidence = evidence
+        self._archive = archive
         self._monitor = monitor
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self.app = build_app(gate)
@@ -144,20 +143,21 @@ class PeerServer:
         _, question = await signed_json(request, LogRequest)
         self._require_room()
         async with self._questions:
-            entries = self._core.committed_log(question.outer_step)
-            if entries is None:
-                raise refused(RefusalCode.NOT_FOUND, f"no log of outer step {question.outer_step} was committed to")
-            return json_answer(CommittedLog(outer_step=question.outer_step, entries=entries))
+            log = self._core.log_answer(question)
+            if log is None:
+                raise refused(RefusalCode.NOT_FOUND, f"no such log of outer step {question.outer_step}")
+            return json_answer(log)
 
     async def _evidence_body(self, request: web.Request) -> web.StreamResponse:
         _, question = await signed_json(request, EvidenceRequest)
         self._require_room()
         async with self._questions:
             # Before the commitment nobody sees what was computed, or it could be copied.
-            is_committed = self._core.committed_log(question.outer_step) is not None
-            body = self._evidence.get(question) if is_committed else None
+            body = None
+            if self._core.may_show(question):
+                body = await asyncio.to_thread(self._archive.get, question)
             if body is None:
-                raise refused(RefusalCode.NOT_FOUND, "that tensor was not kept")
+                raise refused(RefusalCode.NOT_FOUND, "that tensor is not kept")
             return tensor_answer(body)
 
     def _require_room(self) -> None:

@@ -53,10 +53,12 @@ class Reports:
         self._receipts.append(receipt)
 
     def add_commitment(self, commitment: Commitment) -> None:
+        """One that waits for an earlier one of its outer step takes its place: it says all that the other did."""
+        self._commitments = [item for item in self._commitments if item.outer_step != commitment.outer_step]
         self._commitments.append(commitment)
 
     def is_committed(self, outer_step: int) -> bool:
-        """Whether the commitment of that outer step (or a later one) was acknowledged."""
+        """Whether the final commitment of that outer step (or a later one) was acknowledged."""
         return self._committed_step >= outer_step
 
     def due_s(self) -> float | None:
@@ -82,7 +84,7 @@ class Reports:
         self._due_s = now_s + (INTERVAL_S if acknowledged else RETRY_S)
         if not acknowledged:
             return
-        if self._batch.commitment is not None:
+        if self._batch.commitment is not None and self._batch.commitment.is_final:
             self._committed_step = max(self._committed_step, self._batch.commitment.outer_step)
         self._batch = None
 

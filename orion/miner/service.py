@@ -26,17 +26,19 @@ from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.retry import RetryPolicy, retrying
 from orion.common.net.rpc import RpcClient
 from orion.common.offload import OwnThread
+from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.messages import Join
 from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data import TokenDataset
 from orion.common.train.device import compute_dtype, device_named
+from orion.miner.archive import OUTER_STEPS_KEPT
 from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import TensorCache
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
-from orion.miner.evidence import EvidenceStore
+from orion.miner.disk_archive import DiskArchive
 from orion.miner.hands import Hands
 from orion.miner.loop import MinerLoop
 from orion.miner.peer_client import PeerClient
@@ -73,14 +75,14 @@ async def serve(
     async with HttpClient() as http:
         spec, orchestrator_hotkey = await _run_spec(http, config, rng, clock)
     hotkey = hotkey_of(keypair)
-    core = MinerCore(spec, hotkey, rng)
+    archive = _open_archive(spec, config, hotkey)
+    core = MinerCore(spec, hotkey, rng, archive.kept())
     desk = Desk()
     cache = TensorCache(spec.flow.in_flight_max)
     monitor = BoundaryMonitor(rng.getrandbits(63))
-    evidence = EvidenceStore(spec.validation.replay_ops_max, config.evidence_bytes_max)
     # The same hotkey may have had a process until a moment ago. Nobody asks before this one has joined.
     gate = Gate(Verifier(hotkey, succeeds_at_s=clock.now_s()), spec.digest, clock)
-    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, evidence=evidence, monitor=monitor)
+    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, archive=archive, monitor=monitor)
     async with contextlib.AsyncExitStack() as stack:
         rpc = await stack.enter_async_context(RpcClient(keypair, spec.digest, clock))
         try:
@@ -90,10 +92,11 @@ async def serve(
         url = config.public_url or f"http://{config.host}:{port}"
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
         objects = ObjectClient(orchestrator)
+        stack.callback(archive.close)
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
         worker = DeviceWorker(
-            spec, hotkey, cache=cache, evidence=evidence, device=device, compute_dtype=compute_dtype(device)
+            spec, hotkey, cache=cache, evidence=archive, device=device, compute_dtype=compute_dtype(device)
         )
         hands = Hands(
             spec,
@@ -103,6 +106,7 @@ async def serve(
             objects=objects,
             anchors=AnchorLoader(orchestrator, objects, spec),
             worker=worker,
+            archive=archive,
             open_tokens=partial(_open_data, orchestrator, spec, config, rng, clock),
             on_device=device_thread,
         )
@@ -134,6 +138,22 @@ async def serve(
             if core.view is not None and not core.run_is_over:
                 await _leave(orchestrator)
         _log.info("miner_ended", num_applied=core.num_applied)
+
+
+def _open_archive(spec: RunSpec, config: MinerConfig, hotkey: Hotkey) -> DiskArchive:
+    """This miner's logs of the run. Raises ConfigError when the budget does not even hold what every check needs."""
+    body_bytes = body_size(activation_spec(spec, 1)) if spec.num_stages > 1 else 0
+    needed_bytes = OUTER_STEPS_KEPT * spec.validation.replay_ops_max * 2 * body_bytes
+    if config.evidence_bytes_max < needed_bytes:
+        raise ConfigError(
+            f"evidence_bytes_max {config.evidence_bytes_max} holds too little to pass a check of this run; "
+            f"give at least {needed_bytes}, and {needed_bytes // spec.validation.replay_ops_max} more for every "
+            "operation of an outer step beyond"
+        )
+    archive = DiskArchive(config.state_folder / hotkey / f"{spec.run_id}-{spec.digest[:16]}", config.evidence_bytes_max)
+    for log in archive.kept():
+        _log.info("log_found", outer_step=log.commitment.outer_step, num_entries=log.commitment.num_entries)
+    return archive
 
 
 async def _run_spec(http: HttpClient, config: MinerConfig, rng: random.Random, clock: Clock) -> tuple[RunSpec, Hotkey]:

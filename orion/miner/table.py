@@ -5,6 +5,7 @@ Must not decide when one ends. Invariants: at most `in_flight_max` are held; an 
 never held again (of the newest `ENDED_MAX`, more than an honest outer step has).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -157,12 +158,15 @@ class MicrobatchTable:
         self.num_applied_total += item.is_applied
         return outcome
 
-    def begin(self, outer_step: int) -> None:
+    def begin(self, outer_step: int, known: Iterable[MicrobatchId] = ()) -> None:
         """Work for an outer step begins, perhaps anew. Ids of the ones before are refused by their outer step, and need
-        not be remembered."""
+        not be remembered. `known` have been worked on in this one, by an earlier process perhaps."""
         if outer_step != self._outer_step:
             self._outer_step = outer_step
             self._ended.clear()
+        for microbatch_id in known:
+            if microbatch_id not in self._held and len(self._ended) < ENDED_MAX:
+                self._ended.setdefault(microbatch_id, Ended(Outcome.CANCELLED, None, None, None))
 
     def check_invariants(self) -> None:
         assert len(self._held) <= self._in_flight_max, "more microbatches are held than there are credits"

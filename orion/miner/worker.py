@@ -27,6 +27,7 @@ from orion.common.train.anchor import checkpoint_tensors
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import partition_bounds
+from orion.miner.archive import Evidence
 from orion.miner.cache import Parcel, Slot, TensorCache
 from orion.miner.events import (
     Backward,
@@ -42,7 +43,6 @@ from orion.miner.events import (
     JobResult,
     PseudoGradientEncoded,
 )
-from orion.miner.evidence import EvidenceStore
 
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -64,7 +64,7 @@ class DeviceWorker:
         hotkey: Hotkey,
         *,
         cache: TensorCache,
-        evidence: EvidenceStore,
+        evidence: Evidence,
         device: torch.device,
         compute_dtype: torch.dtype,
         engine_type: Callable[..., StageEngine] | None = None,
@@ -211,8 +211,7 @@ class DeviceWorker:
         came_in: Parcel | None = None,
         went_out: Body | None = None,
     ) -> None:
-        """Counts an operation of the log. A new log begins with the first operation on an anchor: that of an outer
-        step may have been committed to already when its anchor is loaded again."""
+        """Counts an operation of the log. The log is begun, or begun anew, with the first operation on an anchor."""
         if self._is_fresh:
             self._evidence.begin(self._outer_step)
             self._is_fresh = False

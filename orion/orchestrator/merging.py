@@ -90,8 +90,8 @@ def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotke
     if member is None or member.state is not MemberState.ACTIVE:
         return False
     commitment = state.memory.ledger.commitment(stage.outer_step, hotkey)
-    if commitment is not None:
-        return commitment.num_applied > 0
+    if commitment is not None and commitment.is_final:
+        return commitment.num_contributed > 0
     has_told = state.memory.ledger.has_told(stage.outer_step, hotkey)
     has_leased = state.memory.leases.has_leased(stage.outer_step, hotkey)
     return has_told or has_leased or state.memory.now_s < uploading.began_s + REPORT_SLACK_S

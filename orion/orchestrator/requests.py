@@ -211,10 +211,10 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof 
     for ref in contribution.objects:
         _check_size(ref, state.figures[stage.stage_index].contribution_bytes_max)
     commitment = state.memory.ledger.commitment(stage.outer_step, member.hotkey)
-    if commitment is None:
-        raise refused(RefusalCode.BUSY, "report the commitment of this outer step first", _RETRY_SOON_S)
-    if contribution.num_microbatches > commitment.num_applied:
-        raise refused(RefusalCode.CONFLICT, f"{commitment.num_applied} microbatches were committed to, not more")
+    if commitment is None or not commitment.is_final:
+        raise refused(RefusalCode.BUSY, "report the final commitment of this outer step first", _RETRY_SOON_S)
+    if contribution.num_microbatches > commitment.num_contributed:
+        raise refused(RefusalCode.CONFLICT, f"{commitment.num_contributed} microbatches were committed to, not more")
     earlier = uploading.uploads.get(member.hotkey)
     if earlier == contribution:
         return Done()

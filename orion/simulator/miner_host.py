@@ -25,7 +25,6 @@ from orion.common.protocol.messages import (
     RefusalCode,
 )
 from orion.common.protocol.records import (
-    CommittedLog,
     EvidenceRequest,
     LogRequest,
 )
@@ -34,7 +33,17 @@ from orion.common.train.engine import StageEngine
 from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
-from orion.miner.effects import Accept, Compute, Effect, FreeTensors, ReadBody, Refuse, SendCancel, SendTensor
+from orion.miner.effects import (
+    Accept,
+    Compute,
+    Effect,
+    FreeTensors,
+    PersistLog,
+    ReadBody,
+    Refuse,
+    SendCancel,
+    SendTensor,
+)
 from orion.miner.events import (
     BackwardOffered,
     BodyEnded,
@@ -44,8 +53,8 @@ from orion.miner.events import (
     ForwardOffered,
     Ticked,
 )
-from orion.miner.evidence import EvidenceStore
 from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
+from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.peer_client import PeerClient
 from orion.miner.worker import DeviceWorker
 from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator, SimulatedRpc, TensorSent
@@ -63,12 +72,14 @@ FEED_PAUSE_S = 0.5
 HEARTBEAT_S = 1.0
 READ_S = 0.002
 """From admission of a body until it is read and checked."""
+PERSIST_S = 0.03
+"""From the wish to make a log durable until it is: a disk's time."""
 EVIDENCE_BYTES_MAX = 64 << 20
 HOST_DEVICE = torch.device("cpu")
 
 
 class MinerHost(Host):
-    """One process of a miner. A restart is another one with the same hotkey and nothing else."""
+    """One process of a miner. A restart is another one with the same hotkey, and what is durable on its disk."""
 
     def __init__(self, world: World, hotkey: Hotkey, device: Device, stage_wish: int | None, incarnation: int) -> None:
         """`incarnation` counts the processes that ran under this hotkey before."""
@@ -77,7 +88,7 @@ class MinerHost(Host):
         self.hotkey = hotkey
         self.device = device
         self.cache = TensorCache(world.spec.flow.in_flight_max)
-        self.evidence = EvidenceStore(world.spec.validation.replay_ops_max, EVIDENCE_BYTES_MAX)
+        self.evidence = self.make_archive()
         self.monitor = BoundaryMonitor(world.rng(f"monitor {hotkey} {incarnation}").getrandbits(63))
         self.worker = self.make_worker()
         self.core = self.make_core(world.rng(f"miner {hotkey} {incarnation}"))
@@ -104,7 +115,7 @@ class MinerHost(Host):
 
     def make_core(self, rng: Random) -> MinerCore:
         """What decides."""
-        return MinerCore(self.world.spec, self.hotkey, rng)
+        return MinerCore(self.world.spec, self.hotkey, rng, self.evidence.kept())
 
     def make_engine(self, *arguments: Any, **options: Any) -> StageEngine:
         """What runs the stage."""
@@ -113,6 +124,10 @@ class MinerHost(Host):
     def make_orchestrator(self) -> SimulatedOrchestrator:
         """What asks the orchestrator."""
         return SimulatedOrchestrator()
+
+    def make_archive(self) -> MemoryArchive:
+        """What keeps logs and evidence."""
+        return MemoryArchive(self.world.disks.setdefault(self.hotkey, MemoryDisk()), EVIDENCE_BYTES_MAX)
 
     def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
         """What reads and writes objects."""
@@ -167,6 +182,7 @@ class MinerHost(Host):
             objects=objects,
             anchors=AnchorLoader(orchestrator, objects, spec, in_place),
             worker=self.worker,
+            archive=self.evidence,
             open_tokens=open_tokens,
             on_device=in_place,
             offload=in_place,
@@ -188,6 +204,8 @@ class MinerHost(Host):
                 self.spawn(self._then(self._peers.send(effect)))
             case Compute():
                 self.spawn(self._compute(effect))
+            case PersistLog():
+                self.spawn(self._persist(effect))
             case _:
                 self._attempt(effect)
 
@@ -225,6 +243,10 @@ class MinerHost(Host):
         await Pause(self.device.duration_s(effect.job))
         self.handle(await self._hands.compute(effect))
 
+    async def _persist(self, effect: PersistLog) -> None:
+        await Pause(PERSIST_S)
+        self.handle(await self._hands.persist(effect))
+
     # --- offers -------------------------------------------------------------------------------------------------------
 
     def _offered(self, sender: Hotkey, request: TensorSent, respond: Respond) -> None:
@@ -260,20 +282,19 @@ class MinerHost(Host):
     # --- validators ---------------------------------------------------------------------------------------------------
 
     def _answer_log(self, request: LogRequest, respond: Respond) -> None:
-        entries = self.core.committed_log(request.outer_step)
-        if entries is None:
+        log = self.core.log_answer(request)
+        if log is None:
             respond(Refusal(code=RefusalCode.NOT_FOUND, message="no such log"), MESSAGE_BYTES)
             return
-        body = CommittedLog(outer_step=request.outer_step, entries=entries).model_dump_json().encode()
+        body = log.model_dump_json().encode()
         respond(body, len(body))
 
     def _answer_evidence(self, request: EvidenceRequest, respond: Respond) -> None:
-        is_committed = self.core.committed_log(request.outer_step) is not None
-        body = self.evidence.get(request) if is_committed else None
+        body = self.evidence.get(request) if self.core.may_show(request) else None
         if body is None:
             respond(Refusal(code=RefusalCode.NOT_FOUND, message="no such evidence"), MESSAGE_BYTES)
             return
-        respond(body.tobytes(), body.size_bytes)
+        respond(body, len(body))
 
     # --- loops --------------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def tiny_spec(
         outer=OuterConfig(lr=0.9, momentum=0.5, momentum_start=0.5),
         time_limits=TimeLimits(train_s=40.0, transfer_grace_s=6.0, microbatch_s=15.0, member_s=6.0),
         flow=FlowLimits(in_flight_max=4),
-        validation=ValidationRules(checks_per_outer_step=checks_per_outer_step, replay_ops_max=6),
+        validation=ValidationRules(checks_per_outer_step=checks_per_outer_step, replay_ops_max=6, commit_s=0.5),
     )
 
 

@@ -9,8 +9,10 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from orion.common.config import RunSpec
+from orion.common.ids import Hotkey
 from orion.common.net.chain import Metagraph
 from orion.common.net.memory_chain import ChainLedger
+from orion.miner.memory_archive import MemoryDisk
 from orion.simulator.clock import VirtualClock
 from orion.simulator.event_log import EventLog
 from orion.simulator.network import Network
@@ -43,6 +45,8 @@ class World:
     store: MemoryStore
     ledger: ChainLedger
     tokens: SyntheticTokens
+    disks: dict[Hotkey, MemoryDisk] = field(default_factory=dict)
+    """What miners' processes leave behind."""
     log: EventLog = field(default_factory=EventLog)
     observers: list[Observer] = field(default_factory=list)
 

@@ -1,6 +1,6 @@
 """One check: a miner's outer step from the draw to the finding. Pure.
 
-Owns the order of a check (log, draw of the prefix, evidence, replay), its deadlines and what its miner's answers mean.
+Owns the order of a check (draw of the prefix, log, evidence, replay), its deadlines and what its miner's answers mean.
 Must not know who else is checked, what the miner's membership is, or how verdicts travel.
 
 A check ends once, and its ending says what it is worth: the miner's own bytes show that it passed or failed; or it did
@@ -23,6 +23,7 @@ from orion.common.protocol.records import (
     CommittedLog,
     EvidenceRequest,
     LogEntry,
+    LogRequest,
 )
 from orion.validator.events import (
     Effect,
@@ -36,7 +37,15 @@ from orion.validator.events import (
     ReplayTask,
     TensorBody,
 )
-from orion.validator.log_check import EvidenceNeed, Position, Side, evidence_needs, log_fault
+from orion.validator.log_check import (
+    EvidenceNeed,
+    Position,
+    Side,
+    commitments_fault,
+    evidence_needs,
+    log_fault,
+    request_of,
+)
 from orion.validator.sampling import draw_num_operations
 
 TRIES = 3
@@ -54,11 +63,18 @@ REPLAY_RETRY_S = 5.0
 LOG_ENTRY_BYTES_MAX = 512
 """Generous bound on a log entry as JSON."""
 
-LOG_ENTRIES_MAX = 1_000_000
-"""Bound of CommittedLog."""
+LOG_ENTRIES_WHOLE = 4096
+"""A log up to this long is always fetched whole, a few hundred kilobytes: then all that it claims is counted again,
+whatever is replayed. Of a longer one only what is replayed is fetched, with proof."""
+
+PROOF_NODE_BYTES = 70
+"""A hash of a proof as JSON."""
+
+PROOF_NODES_PER_SIZE = 64
+"""Bound on the hashes between two sizes of a log of a million entries: twice its height, and some."""
 
 _MESSAGE_BYTES = 4096
-"""Beside the entries of a log."""
+"""Beside entries and proof of a log."""
 
 
 class CheckPhase(StrEnum):
@@ -78,8 +94,8 @@ class EndingKind(StrEnum):
     """The miner's own bytes show it."""
     SILENT = "silent"
     """The miner did not hand over what it owes."""
-    LOST = "lost"
-    """The miner no longer has its log, or part of it, or a tensor of it, as one that was started anew in between."""
+    WITHHELD = "withheld"
+    """The miner answers that it does not have what it committed to."""
     UNDECIDED = "undecided"
     """The validator could not do its part."""
 
@@ -91,9 +107,12 @@ class Target:
     miner: Hotkey
     stage_index: int
     outer_step: int
-    commitment: Commitment | None
-    num_credited: int
-    """Microbatches that the ledger held for it when it was drawn."""
+    commitments: tuple[Commitment, ...]
+    """All that it made, in order; the last one is the one that counts."""
+
+    @property
+    def newest(self) -> Commitment:
+        return self.commitments[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +153,23 @@ class Check:
         self._log_in_flight = False
         self._replay_in_flight = False
         self._num_replays = 0
+        self._num_operations = 0
+        """To replay; drawn."""
+        self._request: LogRequest | None = None
         self._entries: tuple[LogEntry, ...] = ()
         self._evidence = _Evidence([])
 
-    @property
-    def _commitment(self) -> Commitment:
-        assert self.target.commitment is not None, "a log is looked at that nobody committed to"
-        return self.target.commitment
-
     def start(self, now_s: float) -> None:
-        """Begins with the log, if there is one. Commitments are not taken late, so none now is none for good."""
-        commitment = self.target.commitment
-        if commitment is None:
-            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches without a commitment")
-        elif commitment.num_entries == 0:
-            self._end(EndingKind.LOST, f"credited with {self.target.num_credited} microbatches, the log is empty")
-        elif commitment.num_entries > LOG_ENTRIES_MAX:
-            self._end(EndingKind.FAILED, f"commitment to a log of {commitment.num_entries} entries")
-        else:
-            self._set_deadline(commitment.num_entries * LOG_ENTRY_BYTES_MAX, now_s)
+        """Draws how much of the log is replayed, and begins with asking for that. The log must not be empty."""
+        newest = self.target.newest
+        fault = commitments_fault(self.target.commitments, self._spec)
+        if fault is not None:
+            self._end(EndingKind.FAILED, fault)
+            return
+        self._num_operations = draw_num_operations(newest.num_kept, self._spec.validation.replay_ops_max, self._rng)
+        is_short = newest.num_entries <= LOG_ENTRIES_WHOLE
+        self._request = request_of(self.target.commitments, newest.num_entries if is_short else self._num_operations)
+        self._set_deadline(_log_bytes(self._request), now_s)
 
     def pump(self, url: str | None, now_s: float) -> list[Effect]:
         """What is due now; notices when a deadline has passed, or that the miner is gone.
@@ -175,15 +192,15 @@ class Check:
         return []
 
     def on_log(self, log: CommittedLog, now_s: float) -> None:
-        """The log has come: checks it, then draws how much of it is replayed."""
+        """The log has come: checks it, then asks for the tensors of what is replayed."""
         if self.phase is not CheckPhase.LOG:
             return
-        fault = log_fault(self._commitment, log, self._position, self._spec)
+        assert self._request is not None
+        fault = log_fault(self.target.commitments, self._request, log, self._position, self._spec)
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
-        num_operations = draw_num_operations(len(log.entries), self._spec.validation.replay_ops_max, self._rng)
-        self._entries = log.entries[:num_operations]
+        self._entries = log.entries[: self._num_operations]
         needs = evidence_needs(self._entries, self.target.outer_step, self._position)
         self._evidence = _Evidence(list(needs))
         self.phase = CheckPhase.EVIDENCE
@@ -215,7 +232,8 @@ class Check:
             self._fetch_failed(_name(request), problem, detail, now_s)
 
     def on_gone(self, detail: str) -> None:
-        """The miner is not there any more and need not be; what it has handed over is still replayed."""
+        """The miner is not there any more, or need not have the log any more; what it has handed over is still
+        replayed."""
         if self.phase in (CheckPhase.LOG, CheckPhase.EVIDENCE):
             self._end(EndingKind.UNDECIDED, detail)
 
@@ -223,13 +241,8 @@ class Check:
         """The replay is through."""
         if self.phase is CheckPhase.REPLAY:
             self.replay_result = result
-            num_credited, num_applied = self.target.num_credited, self._commitment.num_applied
             if result.failure is not None:
                 self._end(EndingKind.FAILED, result.failure, result.num_operations)
-            elif num_credited > num_applied:
-                # A miner that began the outer step anew has lost the log of what it was credited for before.
-                detail = f"credited with {num_credited} microbatches, the log has {num_applied}"
-                self._end(EndingKind.LOST, detail, result.num_operations)
             else:
                 self._end(EndingKind.PASSED, "", result.num_operations)
 
@@ -254,11 +267,11 @@ class Check:
     def _fetch_log(self, url: str, now_s: float) -> list[Effect]:
         if self._log_in_flight:
             return []
+        assert self._request is not None
         self._log_in_flight = True
-        assert self.target.commitment is not None
-        size_bytes_max = _MESSAGE_BYTES + self.target.commitment.num_entries * LOG_ENTRY_BYTES_MAX
+        size_bytes_max = _log_bytes(self._request)
         timeout_s = self._attempt_s(size_bytes_max, now_s)
-        return [FetchLog(self.target.miner, url, self.target.outer_step, size_bytes_max, timeout_s)]
+        return [FetchLog(self.target.miner, url, self._request, size_bytes_max, timeout_s)]
 
     def _begin_replay(self, now_s: float) -> list[Effect]:
         if self._replay_in_flight or now_s < self._not_before_s:
@@ -272,7 +285,7 @@ class Check:
             case FetchProblem.UNREACHABLE | FetchProblem.BUSY:
                 self._not_before_s = now_s + RETRY_S
             case FetchProblem.NOT_FOUND:
-                self._end(EndingKind.LOST, f"{what} withheld: {detail}")
+                self._end(EndingKind.WITHHELD, f"{what} withheld: {detail}")
             case FetchProblem.REFUSED:
                 self._end(EndingKind.SILENT, f"{what} withheld: {detail}")
             case FetchProblem.BAD_BODY:
@@ -326,6 +339,13 @@ class Check:
         self.phase = CheckPhase.ENDED
         self.ending = Ending(kind, detail, num_operations)
         self._evidence = _Evidence([])
+
+
+def _log_bytes(request: LogRequest) -> int:
+    """Generous bound on the answer as JSON."""
+    num_nodes = PROOF_NODES_PER_SIZE * (len(request.sizes) + 1)
+    entries_bytes = (request.stop - request.start) * LOG_ENTRY_BYTES_MAX
+    return _MESSAGE_BYTES + entries_bytes + num_nodes * PROOF_NODE_BYTES
 
 
 def _name(request: EvidenceRequest) -> str:

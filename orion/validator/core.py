@@ -11,8 +11,8 @@ step at most; a failed verdict rests on the
 miner's own bytes, or on the silence of a miner that has been active all along and still is, as a feed from after the
 silence says; the validator's own failures give no verdict.
 
-A miner that was started anew within seconds has lost its log through no bad will, and looks to everybody as if it had
-been there all along. So a lost log is let pass once per window of outer steps; doing it again fails.
+What a miner has committed to lies on its disk, so that one that was started anew answers like any other: whoever no
+longer has it fails. Work that no commitment covers is not checked and not paid.
 """
 
 import random
@@ -69,8 +69,9 @@ from orion.validator.weight_duty import WeightDuty
 FEED_PATIENCE_S = 60.0
 """How long a silent miner's check waits for a feed that says whether it is still there: twice the long-poll's wait."""
 
-LOGS_LOST_AT_ONCE = 2
-"""A miner that is started anew loses the log under way and the one before it."""
+OUTER_STEPS_OWED = 3
+"""Outer steps that a miner must be able to answer for: the one under way and the two before it. Miners keep one more,
+because a feed may be late."""
 _REASON_CHARS_MAX = 500
 """Bound of `Text`."""
 
@@ -107,8 +108,6 @@ class ValidatorCore:
         self._round: _Round | None = None
         self._last_round = -1
         self._last_checked: dict[Hotkey, int] = {}
-        self._first_lost: dict[Hotkey, int] = {}
-        """Outer step of the first log that each miner lost when it lost any last."""
         self._has_requested_final_weights = False
         self._notices: list[Notice] = []
         self.num_checks = 0
@@ -318,12 +317,12 @@ class ValidatorCore:
         return False
 
     def _draw(self, current: _Round) -> bool:
-        """Draws the round's miners among those that did work and were there all along."""
+        """Draws the round's miners among those that committed to work and are there now."""
         if current.commitments is None or current.ledger is None or self._lookout.is_waiting:
             return False
         outer_step = current.outer_step
-        targets = _targets(current.commitments, current.ledger, outer_step)
-        there = {hotkey for hotkey in targets if self._members.was_there(hotkey, outer_step)}
+        targets = _targets(current.commitments, outer_step)
+        there = {hotkey for hotkey in targets if self._members.url(hotkey) is not None}
         for record in current.ledger.verdicts:
             if record.validator == self._hotkey and record.verdict.subject is not Subject.REDUCTION:
                 miner, checked = record.verdict.miner, record.verdict.outer_step
@@ -340,7 +339,7 @@ class ValidatorCore:
         effects += check.pump(self._members.url(check.target.miner), now_s)
         if check.ending is None:
             return False
-        if check.ending.kind not in (EndingKind.SILENT, EndingKind.LOST):
+        if check.ending.kind not in (EndingKind.SILENT, EndingKind.WITHHELD):
             self._conclude(current, check, check.ending)
             return True
         if current.silent_since_s is None:
@@ -352,19 +351,17 @@ class ValidatorCore:
         return False
 
     def _conclude_silence(self, current: _Round, check: Check, ending: Ending) -> None:
-        """A feed has come since the miner owes an answer: it is still there, or it is not."""
+        """A feed has come since the miner owes an answer: it says whether the miner still does."""
         miner = check.target.miner
-        if self._members.finished or not self._members.was_there(miner, current.outer_step):
+        why: str | None = None
+        if ending.kind is EndingKind.WITHHELD:
+            if self._members.outer_step(check.target.stage_index) >= current.outer_step + OUTER_STEPS_OWED:
+                why = "it need not have that any more"
+        elif self._members.finished or not self._members.was_there(miner, current.outer_step):
             why = "the run is over" if self._members.finished else "it was away"
+        if why is not None:
             self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}, but {why}"))
             return
-        if ending.kind is EndingKind.LOST:
-            first = self._first_lost.get(miner)
-            if first is None or first < window_start(current.outer_step, self._spec):
-                first = self._first_lost[miner] = current.outer_step
-            if current.outer_step < first + LOGS_LOST_AT_ONCE:
-                self._conclude(current, check, Ending(EndingKind.UNDECIDED, f"{ending.detail}; let pass once"))
-                return
         self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
 
     def _conclude(self, current: _Round, check: Check, ending: Ending) -> None:
@@ -381,8 +378,8 @@ class ValidatorCore:
         if check.replay_result is not None:
             fields |= asdict(check.replay_result)
         if ending.kind is EndingKind.UNDECIDED:
-            has_lost_log = check.ending is not None and check.ending.kind is EndingKind.LOST
-            if not has_lost_log and self._members.was_there(target.miner, target.outer_step):
+            is_withheld = check.ending is not None and check.ending.kind is EndingKind.WITHHELD
+            if not is_withheld and self._members.was_there(target.miner, target.outer_step):
                 # Whoever cannot be replayed here must not keep the others from being looked at.
                 self._last_checked[target.miner] = target.outer_step
             self._notices.append(Notice("warning", "check_undecided", fields))
@@ -445,24 +442,10 @@ class ValidatorCore:
             self._duty.request(outer_step)
 
 
-def _targets(commitments: Commitments, ledger: Ledger, outer_step: int) -> dict[Hotkey, Target]:
-    """Everybody who did work in an outer step: who committed to a log that is not empty, and who was credited without.
-
-    When most have not committed it is hardly their fault (the upload phase was cut short, say), and only the others are
-    looked at.
-    """
-    committed = {record.hotkey: record.commitment for record in commitments.records}
-    targets: dict[Hotkey, Target] = {}
-    for work in ledger.work:
-        if work.outer_step == outer_step and work.num_microbatches > 0:
-            targets[work.hotkey] = Target(
-                work.hotkey, work.stage_index, outer_step, committed.get(work.hotkey), work.num_microbatches
-            )
-    for record in commitments.records:
-        if record.commitment.num_entries > 0 and record.hotkey not in targets:
-            targets[record.hotkey] = Target(record.hotkey, record.stage_index, outer_step, record.commitment, 0)
-    without = [hotkey for hotkey, target in targets.items() if target.commitment is None]
-    if 2 * len(without) > len(targets):
-        for hotkey in without:
-            del targets[hotkey]
-    return targets
+def _targets(commitments: Commitments, outer_step: int) -> dict[Hotkey, Target]:
+    """Everybody who committed to work in an outer step. Who did not is not paid for any."""
+    return {
+        record.hotkey: Target(record.hotkey, record.stage_index, outer_step, (*record.earlier, record.commitment))
+        for record in commitments.records
+        if record.commitment.num_entries > 0
+    }

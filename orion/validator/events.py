@@ -42,6 +42,7 @@ from orion.common.protocol.records import (
     EvidenceRequest,
     Ledger,
     LogEntry,
+    LogRequest,
     MergeRecord,
     Pathways,
     Verdict,
@@ -306,7 +307,7 @@ class FetchSigns:
 class FetchLog:
     miner: Hotkey
     url: str
-    outer_step: int
+    request: LogRequest
     size_bytes_max: int
     """Of the answer."""
     timeout_s: float

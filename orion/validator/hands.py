@@ -32,7 +32,6 @@ from orion.common.protocol.records import (
     Commitments,
     CommittedLog,
     Ledger,
-    LogRequest,
     MergeRecord,
     Pathways,
     Verdict,
@@ -209,19 +208,22 @@ class Hands:
                 effect.url,
                 effect.miner,
                 routes.LOG,
-                LogRequest(outer_step=effect.outer_step),
+                effect.request,
                 size_bytes_max=effect.size_bytes_max,
                 timeout_s=max(_TIMEOUT_S_MIN, effect.timeout_s),
             )
         except (TransportError, RefusedError) as error:
-            return LogFailed(effect.miner, effect.outer_step, _problem(error), str(error))
+            return LogFailed(effect.miner, effect.request.outer_step, _problem(error), str(error))
         try:
             log = await self._offload(lambda: CommittedLog.model_validate_json(body))
         except ValidationError as error:
             return LogFailed(
-                effect.miner, effect.outer_step, FetchProblem.BAD_BODY, f"no log: {error.error_count()} mistakes"
+                effect.miner,
+                effect.request.outer_step,
+                FetchProblem.BAD_BODY,
+                f"no log: {error.error_count()} mistakes",
             )
-        return LogArrived(effect.miner, effect.outer_step, log)
+        return LogArrived(effect.miner, effect.request.outer_step, log)
 
     async def _fetch_evidence(self, effect: FetchEvidence) -> Event:
         to_stage = 1 if effect.direction is Direction.ACTIVATION else 0  # all boundaries have the same shapes

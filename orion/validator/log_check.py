@@ -1,7 +1,8 @@
 """What a committed log says by itself, before anything is replayed. Pure.
 
-A log must be the one that was committed to, be possible (no backward without its forward, nothing twice, inner steps
-where the run's rules put them) and hold what the commitment claims. None of this costs a tensor.
+A log must be the one that was committed to, every time that it was; be possible (no backward without its forward,
+nothing twice, inner steps where the run's rules put them); and hold what its commitments claim. None of this costs a
+tensor. A log is looked at from its beginning, as far as it was asked for.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from typing import Literal
 
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Direction, MicrobatchId, Operation
-from orion.common.protocol.log import log_root
+from orion.common.protocol.log import BEGINNINGS_MAX, entry_bytes
+from orion.common.protocol.merkle import Mark, proof_fault
 from orion.common.protocol.messages import Commitment
 from orion.common.protocol.records import (
     CommittedLog,
     EvidenceRequest,
     LogEntry,
+    LogRequest,
 )
 
 Side = Literal["input", "output"]
@@ -47,18 +50,45 @@ class EvidenceNeed:
     digest: Digest
 
 
-def log_fault(commitment: Commitment, log: CommittedLog, position: Position, spec: RunSpec) -> str | None:
-    """What is wrong with a log, None when nothing is."""
-    if log.outer_step != commitment.outer_step:
+def commitments_fault(commitments: Sequence[Commitment], spec: RunSpec) -> str | None:
+    """What is wrong with a miner's commitments, in the order in which they were made, before the log is seen."""
+    newest = commitments[-1]
+    roots: dict[int, Digest] = {}
+    for commitment in commitments:
+        if roots.setdefault(commitment.num_entries, commitment.root) != commitment.root:
+            return f"two commitments to logs of {commitment.num_entries} entries have different roots"
+    num_needed = min(newest.num_entries, spec.validation.replay_ops_max)
+    if newest.num_kept < num_needed:
+        return f"keeps the tensors of {newest.num_kept} operations, {num_needed} must be"
+    return None
+
+
+def request_of(commitments: Sequence[Commitment], stop: int) -> LogRequest:
+    """Asks for the log's first `stop` entries, with proof under every one of the commitments."""
+    sizes = tuple(sorted({commitment.num_entries for commitment in commitments}))
+    return LogRequest(outer_step=commitments[-1].outer_step, sizes=sizes, start=0, stop=stop)
+
+
+def log_fault(
+    commitments: Sequence[Commitment], request: LogRequest, log: CommittedLog, position: Position, spec: RunSpec
+) -> str | None:
+    """What is wrong with the answer to `request_of` commitments that are without fault, None when nothing is."""
+    if log.outer_step != request.outer_step:
         return f"handed over the log of outer step {log.outer_step}"
-    if len(log.entries) != commitment.num_entries or log_root(log.entries) != commitment.root:
-        return "log does not match its commitment"
+    if (log.start, len(log.entries)) != (request.start, request.stop - request.start):
+        return "handed over another part of the log than was asked for"
+    roots = {commitment.num_entries: commitment.root for commitment in commitments}
+    marks = [Mark(size, roots[size]) for size in request.sizes]
+    if fault := proof_fault(marks, log.start, [entry_bytes(entry) for entry in log.entries], log.proof):
+        return f"log does not match its commitments: {fault}"
     reader = _Reader(position, spec)
+    claims = {commitment.num_entries: commitment.num_applied for commitment in commitments}
     for index, entry in enumerate(log.entries):
-        if fault := reader.read(entry, is_last_entry=index == len(log.entries) - 1):
+        if fault := reader.read(entry, is_last_entry=index == request.sizes[-1] - 1):
             return f"log entry {index}: {fault}"
-    if reader.num_applied != commitment.num_applied:
-        return f"commitment claims {commitment.num_applied} microbatches, the log has {reader.num_applied}"
+        claimed = claims.get(index + 1, reader.num_applied)
+        if claimed != reader.num_applied:
+            return f"commitment claims {claimed} microbatches, the log has {reader.num_applied}"
     return None
 
 
@@ -96,11 +126,16 @@ class _Reader:
         self._inner_step = 0
         self._forwarded: dict[MicrobatchId, LogEntry] = {}
         self._backwarded: set[MicrobatchId] = set()
+        self._lost: set[MicrobatchId] = set()
+        """Forwarded before the miner began anew, and no longer held."""
         self._num_since_step = 0
+        self._num_beginnings = 1
         self.num_applied = 0
 
     def read(self, entry: LogEntry, is_last_entry: bool) -> str | None:
         """What is wrong with the next entry."""
+        if entry.operation is Operation.BEGIN_ANEW:
+            self._inner_step = 0
         if entry.inner_step != self._inner_step:
             return f"says {entry.inner_step} inner steps were done, there were {self._inner_step}"
         match entry.operation:
@@ -110,6 +145,8 @@ class _Reader:
                 return self._digest_fault(entry) or self._backward(entry)
             case Operation.INNER_STEP:
                 return self._step(entry, is_last_entry)
+            case Operation.BEGIN_ANEW:
+                return self._begin_anew(entry)
 
     def _digest_fault(self, entry: LogEntry) -> str | None:
         is_forward = entry.operation is Operation.FORWARD
@@ -134,7 +171,9 @@ class _Reader:
     def _backward(self, entry: LogEntry) -> str | None:
         assert entry.microbatch_id is not None
         forward = self._forwarded.get(entry.microbatch_id)
-        if self._position.is_last or forward is None or entry.microbatch_id in self._backwarded:
+        if self._position.is_last or forward is None:
+            return f"microbatch {entry.microbatch_id} went backward without being held"
+        if entry.microbatch_id in self._backwarded or entry.microbatch_id in self._lost:
             return f"microbatch {entry.microbatch_id} went backward without being held"
         if forward.data_id != entry.data_id:
             return f"microbatch {entry.microbatch_id} changed its data"
@@ -153,6 +192,17 @@ class _Reader:
             return f"averages {entry.num_microbatches} microbatches, and is not the last"
         self._num_since_step = 0
         self._inner_step += 1
+        return None
+
+    def _begin_anew(self, entry: LogEntry) -> str | None:
+        """Nothing is held any more; what is done from here on is done on the anchor again."""
+        if entry.num_microbatches or any((entry.microbatch_id, entry.input_digest, entry.output_digest)):
+            return "begins anew with something in hand"
+        self._num_beginnings += 1
+        if self._num_beginnings > BEGINNINGS_MAX:
+            return f"begins the outer step more than {BEGINNINGS_MAX} times"
+        self._num_since_step = 0
+        self._lost |= self._forwarded.keys() - self._backwarded
         return None
 
     def _apply(self) -> None:

@@ -59,10 +59,14 @@ class Membership:
         """The stage of every member."""
         return {hotkey: peer.stage_index for hotkey, peer in self._peers.items()}
 
+    def outer_step(self, stage_index: int) -> int:
+        """The outer step that a stage is in."""
+        return self._outer_steps.get(stage_index, 0)
+
     def was_there(self, hotkey: Hotkey, outer_step: int) -> bool:
         """Whether a miner has been active without a break, as far as was seen, since that outer step.
 
-        One that was away in between may have lost its log, and has lost the pay of at least one outer step by it.
+        One that was away in between may have been unable to answer, and has lost pay by it.
         """
         since = self._active_since.get(hotkey)
         return since is not None and since <= outer_step

@@ -107,9 +107,14 @@ class _Replay:
             wire_dtype=_WIRE_DTYPES[spec.wire_dtype],
             graphs_max=spec.flow.in_flight_max,
         )
-        self._engine.load(state)
-        self._engine.begin_outer_step()
+        self._state = state
+        self._stand_at_anchor()
         self._tally = _Tally()
+
+    def _stand_at_anchor(self) -> None:
+        """At the start of the outer step, with nothing in hand."""
+        self._engine.load(self._state)
+        self._engine.begin_outer_step()
 
     def run(self) -> ReplayResult:
         num_operations = 0
@@ -142,6 +147,9 @@ class _Replay:
                 return self._backward(operation)
             case Operation.INNER_STEP:
                 self._inner_step(operation.entry)
+                return None
+            case Operation.BEGIN_ANEW:
+                self._stand_at_anchor()
                 return None
 
     def _forward(self, operation: ReplayOperation) -> str | None:

@@ -21,13 +21,12 @@ FAILS_BY = {
     "stale_parameters": "forward",
     "forged_receipts": "log",
     "forged_receipts_pair": "log",
-    "commitment_withheld": "without a commitment",
     "log_changed": "log does not match its commitment",
     "evidence_changed": "does not match the committed log",
 }
 """What the verdict on each attacker says."""
 
-UNJUDGED = ("repeated_requests", "sybil")
+UNJUDGED = ("commitment_withheld", "repeated_requests", "sybil")
 """Attacks that leave nothing to judge: what they earn is all that there is to see."""
 
 

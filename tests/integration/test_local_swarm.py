@@ -149,7 +149,11 @@ async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: P
         cheat = create_wallet(wallets, "cheat", WALLET_HOTKEY)
         async with RpcClient(swarm.keys.owner, None) as rpc:
             await HttpChain(rpc, swarm.chain_url).register(cheat)
-        config = MinerConfig(orchestrator_url=swarm.url, data_folder=data_root / spec.data.folder_name())
+        config = MinerConfig(
+            orchestrator_url=swarm.url,
+            data_folder=data_root / spec.data.folder_name(),
+            state_folder=tmp_path / "run" / "state" / "cheat",
+        )
         script = Path(__file__).with_name("noisy_miner.py")
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(script), config.model_dump_json(), str(wallets), "cheat", WALLET_HOTKEY

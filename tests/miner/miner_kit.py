@@ -23,8 +23,17 @@ from orion.common.protocol.messages import (
     Transfer,
 )
 from orion.miner.core import MinerCore
-from orion.miner.effects import Effect, LoadAnchor, SendReport
-from orion.miner.events import AnchorLoaded, Event, FeedArrived, JoinEnded, LeaseGranted, ReportEnded, Ticked
+from orion.miner.effects import Effect, LoadAnchor, PersistLog, SendReport
+from orion.miner.events import (
+    AnchorLoaded,
+    Event,
+    FeedArrived,
+    JoinEnded,
+    LeaseGranted,
+    LogPersisted,
+    ReportEnded,
+    Ticked,
+)
 
 NOW_S = 1_000.0
 STATE_DIGEST = Digest("a" * 64)
@@ -132,11 +141,23 @@ class Driver:
 
     def handle(self, event: Event, after_s: float = 0.0) -> list[Effect]:
         self.now_s += after_s
-        effects = self.core.handle(event, self.now_s)
-        self.core.check_invariants()
+        effects = self._handle(event)
         for effect in effects:
             if isinstance(effect, SendReport) and effect.report not in self.reports:
                 self.reports.append(effect.report)
+        return effects
+
+    def _handle(self, event: Event) -> list[Effect]:
+        """What is to be made durable is so at once, with all its tensors."""
+        effects: list[Effect] = []
+        for effect in self.core.handle(event, self.now_s):
+            if isinstance(effect, PersistLog):
+                self.core.check_invariants()
+                kept = effect.commitment.model_copy(update={"num_kept": effect.commitment.num_entries})
+                effects += self._handle(LogPersisted(kept))
+            else:
+                effects.append(effect)
+        self.core.check_invariants()
         return effects
 
     def all_reports(self) -> list[Report]:

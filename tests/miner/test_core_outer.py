@@ -217,8 +217,9 @@ def test_what_is_left_over_makes_a_smaller_last_step_then_commit_then_upload() -
     log = driver.core.committed_log(0)
     assert log is not None
     assert [entry.operation for entry in log].count(Operation.INNER_STEP) == 2
-    (commitment,) = [report.commitment for report in reports if report.commitment is not None]
-    assert (commitment.num_applied, commitment.num_entries) == (3, 5)
+    commitment = [report.commitment for report in reports if report.commitment is not None][-1]
+    assert (commitment.num_applied, commitment.num_contributed, commitment.num_entries) == (3, 3, 5)
+    assert commitment.is_final
     assert commitment.root == log_root(log)
     assert driver.core.committed_log(1) is None
 

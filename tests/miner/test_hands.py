@@ -65,8 +65,8 @@ from orion.miner.events import (
     SendOutcome,
     UploadEnded,
 )
-from orion.miner.evidence import EvidenceStore
 from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
+from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.service import serve
 from orion.miner.worker import DeviceWorker, TokenSource
 
@@ -164,11 +164,12 @@ class Store:
 
 
 def make_hands(store: Store) -> tuple[Hands, DeviceWorker]:
+    archive = MemoryArchive(MemoryDisk(), 1 << 20)
     worker = DeviceWorker(
         SPEC,
         hotkey_of(1, 0),
         cache=TensorCache(6),
-        evidence=EvidenceStore(4, 1 << 20),
+        evidence=archive,
         device=torch.device("cpu"),
         compute_dtype=torch.float32,
     )
@@ -184,6 +185,7 @@ def make_hands(store: Store) -> tuple[Hands, DeviceWorker]:
         objects=store,
         anchors=AnchorLoader(store, store, SPEC, in_place),
         worker=worker,
+        archive=archive,
         open_tokens=open_tokens,
         on_device=in_place,
         offload=in_place,
@@ -246,8 +248,10 @@ async def test_who_waits_at_the_desk_is_answered_once() -> None:
     assert await desk.next_event(0.0) is None
 
 
-async def test_an_address_that_nobody_can_reach_is_told_in_one_line() -> None:
-    config = MinerConfig(orchestrator_url="http://127.0.0.1:1", data_folder=Path("data"), host="0.0.0.0")
+async def test_an_address_that_nobody_can_reach_is_told_in_one_line(tmp_path: Path) -> None:
+    config = MinerConfig(
+        orchestrator_url="http://127.0.0.1:1", data_folder=tmp_path, state_folder=tmp_path, host="0.0.0.0"
+    )
 
     with pytest.raises(ConfigError, match="public_url"):
         await serve(config, keypair_from_uri("//miner"))

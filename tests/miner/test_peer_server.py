@@ -20,7 +20,6 @@ from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol import routes
 from orion.common.protocol.codec import Body, activation_spec, encode
-from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import (
     Accepted,
     Cancel,
@@ -42,7 +41,7 @@ from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import Slot, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
-from orion.miner.effects import Accept, Compute, Effect, FreeTensors, ReadBody, Refuse
+from orion.miner.effects import Accept, Compute, Effect, FreeTensors, PersistLog, ReadBody, Refuse
 from orion.miner.events import (
     AnchorLoaded,
     BodyRef,
@@ -51,9 +50,10 @@ from orion.miner.events import (
     FeedArrived,
     ForwardDone,
     JoinEnded,
+    LogPersisted,
     Ticked,
 )
-from orion.miner.evidence import EvidenceStore
+from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.peer_server import PeerServer
 
 SPEC = make_spec(3)
@@ -71,7 +71,7 @@ class Running:
         self.core = MinerCore(SPEC, self.hotkey, Random(1))
         self.desk = Desk()
         self.cache = TensorCache(SPEC.flow.in_flight_max)
-        self.evidence = EvidenceStore(4, 1 << 20)
+        self.evidence = MemoryArchive(MemoryDisk(), 1 << 20)
         self.monitor = BoundaryMonitor(1)
         self.world = World(SPEC, self.hotkey, 1)
         self.world.everybody[0] = hotkey_of_key(SENDER)
@@ -92,9 +92,15 @@ class Running:
                 self.desk.answer(effect)
             if isinstance(effect, FreeTensors):
                 self.cache.free(effect.microbatch_id)
+            if isinstance(effect, PersistLog):
+                self.persist(effect)
         self.effects += effects
         self.changed.set()
         return effects
+
+    def persist(self, effect: PersistLog) -> None:
+        """Makes it durable at once."""
+        self.take(LogPersisted(self.evidence.persist(effect.stage_index, effect.entries, effect.commitment)))
 
     async def pump(self) -> None:
         while True:
@@ -121,7 +127,7 @@ async def running_miner() -> AsyncIterator[Running]:
     miner = Running()
     gate = Gate(Verifier(miner.hotkey), SPEC.digest, miner.clock)
     server = PeerServer(
-        SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, evidence=miner.evidence, monitor=miner.monitor
+        SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, archive=miner.evidence, monitor=miner.monitor
     )
     miner.server = server
     pumping = asyncio.create_task(miner.pump())
@@ -322,7 +328,7 @@ async def test_logs_and_evidence_are_handed_out_once_committed(miner: Running) -
     miner.evidence.begin(0)
     miner.evidence.add(0, Operation.FORWARD, MicrobatchId(1), came_in=body)
     miner.take(ComputeEnded(ForwardDone(MicrobatchId(1), BodyRef(body.digest, body.size_bytes), None)))
-    question = LogRequest(outer_step=0)
+    question = LogRequest(outer_step=0, sizes=(1,), start=0, stop=1)
     wanted = EvidenceRequest(outer_step=0, microbatch_id=MicrobatchId(1), operation=Operation.FORWARD, side="input")
 
     async with RpcClient(STRANGER, SPEC.digest) as rpc:
@@ -342,7 +348,8 @@ async def test_logs_and_evidence_are_handed_out_once_committed(miner: Running) -
         log, evidence = await ask()
 
     assert log.entries[0].input_digest == body.digest
-    assert log_root(log.entries) == log_root(miner.core.committed_log(0) or ())
+    assert log.entries == miner.core.committed_log(0)
+    assert log.proof == ()
     assert evidence == body.tobytes()
 
 

@@ -13,6 +13,7 @@ from orion.common.ids import DataId, MicrobatchId, Operation
 from orion.common.model.params import init_params, matrix_params
 from orion.common.model.stage import Stage, Transformer, token_loss
 from orion.common.protocol.codec import decode, encode, transfer_spec
+from orion.common.protocol.messages import Commitment
 from orion.common.protocol.records import EvidenceRequest
 from orion.common.train.anchor import initial_anchor
 from orion.common.train.inner import build_inner_optimizer
@@ -29,7 +30,7 @@ from orion.miner.events import (
     InnerStepDone,
     PseudoGradientEncoded,
 )
-from orion.miner.evidence import EvidenceStore
+from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.worker import DeviceWorker
 
 SPEC = make_spec(3, inner={"clip_norm": 1e6, "schedule": {"shape": "constant", "num_warmup_steps": 0}})
@@ -56,7 +57,7 @@ class Bench(DeviceWorker):
 
     def __init__(self, stage_index: int, spec: RunSpec = SPEC) -> None:
         self.cache = TensorCache(spec.flow.in_flight_max)
-        self.evidence = EvidenceStore(spec.validation.replay_ops_max, 1 << 20)
+        self.evidence = MemoryArchive(MemoryDisk(), 1 << 20)
         super().__init__(
             spec,
             hotkey_of(stage_index, 0),
@@ -138,42 +139,21 @@ def test_three_workers_equal_the_unsplit_model() -> None:
         assert (worker.num_held, worker.cache.num_microbatches) == (0, 0)
 
 
-def test_evidence_is_kept_for_the_first_operations_only() -> None:
-    spec = make_spec(3, validation={"replay_ops_max": 2})
-    worker = Bench(0, spec)
+def test_what_it_hands_to_the_archive_is_what_it_sent_in_the_order_of_the_log() -> None:
+    worker = Bench(0)
     for number in range(3):
         worker.run(Forward(MicrobatchId(number), DataId(number)))
-
-    def kept(number: int) -> bool:
+    commitment = Commitment(
+        outer_step=0, num_entries=3, num_applied=0, num_contributed=0, num_kept=0, root="a" * 64, is_final=False
+    )
+    assert worker.evidence.persist(0, (), commitment).num_kept == 3
+    for number in range(3):
         request = EvidenceRequest(
             outer_step=0, microbatch_id=MicrobatchId(number), operation=Operation.FORWARD, side="output"
         )
-        body = worker.evidence.get(request)
         sent = worker.cache.get(MicrobatchId(number), Slot.ACTIVATION_OUT)
         assert sent is not None
-        return body is not None and body.digest == sent.body.digest
-
-    assert [kept(number) for number in range(3)] == [True, True, False]
-
-
-def test_evidence_stays_within_its_bytes_and_outer_steps() -> None:
-    store = EvidenceStore(operations_max=100, bytes_max=3 * 250)
-    body = encode({"g": torch.zeros(25)})
-    assert 100 < body.size_bytes <= 250
-
-    def request(outer_step: int, number: int) -> EvidenceRequest:
-        return EvidenceRequest(
-            outer_step=outer_step, microbatch_id=MicrobatchId(number), operation=Operation.FORWARD, side="output"
-        )
-
-    for outer_step in range(4):
-        store.begin(outer_step)
-        for number in range(3):
-            store.add(outer_step, Operation.FORWARD, MicrobatchId(number), went_out=body)
-
-    assert [store.get(request(outer_step, 0)) is body for outer_step in range(4)] == [False, True, True, True]
-    num_kept = 250 // body.size_bytes
-    assert [store.get(request(3, number)) is body for number in range(3)] == [number < num_kept for number in range(3)]
+        assert worker.evidence.get(request) == sent.body.tobytes()
 
 
 def test_what_is_not_finite_is_refused_and_let_go() -> None:

@@ -96,7 +96,13 @@ class HttpMiner:
     async def upload(self, num_applied: int) -> None:
         outer_step = (await self.stage()).outer_step
         commitment = Commitment(
-            outer_step=outer_step, num_entries=2 * num_applied, num_applied=num_applied, root=DIGEST
+            outer_step=outer_step,
+            num_entries=2 * num_applied,
+            num_applied=num_applied,
+            num_contributed=num_applied,
+            num_kept=2 * num_applied,
+            root=DIGEST,
+            is_final=True,
         )
         await self.report(commitment=commitment)
         bodies = {

@@ -294,13 +294,17 @@ class World:
                 num_applied[hotkey] = num_applied.get(hotkey, 0) + 1
         return num_applied
 
-    def commit(self, hotkey: Hotkey, num_applied: int) -> None:
+    def commit(self, hotkey: Hotkey, num_applied: int, *, is_final: bool = True, log: object = "log") -> None:
+        """A commitment to a log with that much work."""
         stage = self.stage_of(hotkey)
         commitment = Commitment(
             outer_step=stage.outer_step,
             num_entries=2 * num_applied,
             num_applied=num_applied,
-            root=digest_of("log", hotkey, stage.outer_step),
+            num_contributed=num_applied,
+            num_kept=2 * num_applied,
+            root=digest_of(log, hotkey, stage.outer_step, num_applied),
+            is_final=is_final,
         )
         self.report(hotkey, commitment=commitment)
 

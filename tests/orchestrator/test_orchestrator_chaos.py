@@ -135,7 +135,7 @@ class Day:
                 self.world.reduce(hotkey, partition.partition_index, "lie")
         self.world.ask(hotkey, Applied(outer_step=stage.outer_step, state_digest=digest_of("lie")))
         if stage.phase is Phase.UPLOAD:
-            self.world.commit(hotkey, 1 << 30)
+            self.world.commit(hotkey, 1 << 18)
             self.upload(hotkey, self.world.contribution(hotkey, 1 << 30, "lie"))
         microbatch_id = MicrobatchId(self.rng.randrange(60))
         for _, receipt in self.world.receipts(microbatch_id, (hotkey_of(0, 0), hotkey)):

@@ -1,10 +1,15 @@
 """Credit follows what both ends of a transfer say, and lies touch their sender only."""
 
+from typing import Any
+
 import pytest
 from orchestrator_world import STRANGER, World, digest_of, hotkey_of, make_spec
+from pydantic import ValidationError
 
 from orion.common.ids import Direction, Hotkey, Outcome
+from orion.common.protocol.fields import COMMITMENTS_MAX
 from orion.common.protocol.messages import (
+    Commitment,
     MicrobatchEnd,
     Receipt,
     RefusalCode,
@@ -168,14 +173,69 @@ def test_receipts_of_the_last_outer_step_still_count_and_old_ones_do_not() -> No
     assert world.core.ledger(LedgerQuery()).work == total
 
 
-def test_the_first_commitment_stands() -> None:
+def committed(world: World) -> list[int]:
+    """The work that A0 has committed to, each time that it did."""
+    (record,) = world.core.commitments(CommitmentQuery(outer_step=0)).records
+    return [commitment.num_applied for commitment in (*record.earlier, record.commitment)]
+
+
+def test_commitments_to_a_growing_log_are_all_published() -> None:
+    world = started()
+    world.train()
+    for num_applied in (2, 4, 4, 7):
+        world.commit(A0, num_applied, is_final=False)
+    world.commit(A0, 7)
+    assert committed(world) == [2, 4, 7, 7]
+    assert not world.notices("ignored")
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        {"num_applied": 3, "is_final": False},
+        {"num_applied": 4, "is_final": False, "log": "another"},
+        {"num_applied": 3, "is_final": True},
+    ],
+)
+def test_a_commitment_that_shrinks_or_contradicts_is_refused(contradiction: dict[str, Any]) -> None:
+    world = started()
+    world.train()
+    world.commit(A0, 4, is_final=False)
+    world.commit(A0, **contradiction)
+    assert committed(world) == [4]
+    assert world.notices("ignored")
+
+
+def test_nothing_comes_after_the_final_commitment() -> None:
     world = started()
     world.train()
     world.commit(A0, 4)
-    world.commit(A0, 7)
-    (record,) = world.core.commitments(CommitmentQuery(outer_step=0)).records
-    assert record.commitment.num_applied == 4
+    world.commit(A0, 7, is_final=False)
+    world.commit(A0, 8)
+    assert committed(world) == [4]
     assert world.notices("ignored")
+
+
+def test_of_very_many_commitments_the_newest_are_kept() -> None:
+    world = started()
+    for num_applied in range(COMMITMENTS_MAX + 10):
+        world.commit(A0, num_applied, is_final=False)
+    assert committed(world) == list(range(9, COMMITMENTS_MAX + 10))
+
+
+def test_a_commitment_cannot_claim_more_than_its_log_has() -> None:
+    fields = {
+        "outer_step": 0,
+        "num_entries": 4,
+        "num_applied": 2,
+        "num_contributed": 2,
+        "num_kept": 4,
+        "root": "a" * 64,
+    }
+    Commitment.model_validate({**fields, "is_final": True})
+    for change in ({"num_applied": 5}, {"num_contributed": 3}, {"num_kept": 5}, {"num_entries": 1}):
+        with pytest.raises(ValidationError):
+            Commitment.model_validate({**fields, **change, "is_final": True})
 
 
 def test_who_never_joined_reports_nothing() -> None:

@@ -1,16 +1,17 @@
 """What is wrong with a log by itself."""
 
+from collections.abc import Sequence
+
 import pytest
-from validator_world import WorkingMiner, make_spec, trained
+from validator_world import WorkingMiner, answer_to, make_spec, trained
 
 from orion.common.ids import Direction, Operation
-from orion.common.protocol.log import log_root
+from orion.common.protocol.log import BEGINNINGS_MAX, log_root
 from orion.common.protocol.messages import Commitment
 from orion.common.protocol.records import (
-    CommittedLog,
     LogEntry,
 )
-from orion.validator.log_check import Position, evidence_needs, log_fault
+from orion.validator.log_check import Position, evidence_needs, log_fault, request_of
 
 SPEC = make_spec(flow={"staleness_max": 1})
 
@@ -20,10 +21,22 @@ def honest() -> list[WorkingMiner]:
     return trained(SPEC)
 
 
+def commitment_to(entries: Sequence[LogEntry], num_applied: int) -> Commitment:
+    return Commitment(
+        outer_step=0,
+        num_entries=len(entries),
+        num_applied=num_applied,
+        num_contributed=0,
+        num_kept=len(entries),
+        root=log_root(entries),
+        is_final=True,
+    )
+
+
 def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int) -> str | None:
-    commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=num_applied, root=log_root(entries))
-    log = CommittedLog(outer_step=0, entries=tuple(entries))
-    return log_fault(commitment, log, Position(stage_index, 3), SPEC)
+    commitment = commitment_to(entries, num_applied)
+    request = request_of([commitment], len(entries))
+    return log_fault([commitment], request, answer_to(request, entries), Position(stage_index, 3), SPEC)
 
 
 def test_honest_logs_have_no_fault(honest: list[WorkingMiner]) -> None:
@@ -37,11 +50,48 @@ def test_claims_must_be_in_the_log(honest: list[WorkingMiner]) -> None:
 
 def test_the_log_must_be_the_committed_one(honest: list[WorkingMiner]) -> None:
     entries = tuple(honest[1].entries)
-    commitment = Commitment(outer_step=0, num_entries=len(entries), num_applied=7, root=log_root(entries[:-1]))
-    log = CommittedLog(outer_step=0, entries=entries)
-    assert "commitment" in str(log_fault(commitment, log, Position(1, 3), SPEC))
-    other = log.model_copy(update={"outer_step": 1})
-    assert "outer step 1" in str(log_fault(commitment, other, Position(1, 3), SPEC))
+    commitment = commitment_to(entries, 7)
+    request = request_of([commitment], len(entries))
+    log = answer_to(request, entries)
+    shorter = commitment.model_copy(update={"root": log_root(entries[:-1])})
+    assert "another root" in str(log_fault([shorter], request, log, Position(1, 3), SPEC))
+    for change, fault in (
+        ({"outer_step": 1}, "outer step 1"),
+        ({"start": 1}, "another part"),
+        ({"entries": entries[:-1]}, "another part"),
+        ({"proof": (shorter.root,)}, "too long"),
+    ):
+        other = log.model_copy(update=change)
+        assert fault in str(log_fault([commitment], request, other, Position(1, 3), SPEC))
+
+
+BEGIN_ANEW = LogEntry(
+    operation=Operation.BEGIN_ANEW,
+    microbatch_id=None,
+    data_id=None,
+    inner_step=0,
+    input_digest=None,
+    output_digest=None,
+)
+
+
+def test_an_outer_step_may_be_begun_anew_with_nothing_in_hand(honest: list[WorkingMiner]) -> None:
+    entries = honest[1].entries
+    place = first(entries, Operation.BACKWARD)
+    others = [
+        entry if entry.microbatch_id is None else entry.model_copy(update={"microbatch_id": entry.microbatch_id + 100})
+        for entry in entries
+    ]
+    assert fault_of([*entries[:place], BEGIN_ANEW, *others], 1, 7) is None
+    full = entries[:-1]  # without the last, short inner step
+    assert fault_of([*full, BEGIN_ANEW], 1, 7) is None
+    assert "without being held" in str(fault_of([*entries[:place], BEGIN_ANEW, *entries[place:]], 1, 7))
+    assert "forward twice" in str(fault_of([*full, BEGIN_ANEW, *entries], 1, 14))
+    late = [entry.model_copy(update={"inner_step": 1}) for entry in others[:1]]
+    assert "inner steps were done" in str(fault_of([*full, BEGIN_ANEW, *late], 1, 7))
+    loaded = BEGIN_ANEW.model_copy(update={"num_microbatches": 1})
+    assert "in hand" in str(fault_of([*full, loaded], 1, 7))
+    assert "more than" in str(fault_of([*full, *[BEGIN_ANEW] * BEGINNINGS_MAX], 1, 7))
 
 
 def first(entries: list[LogEntry], operation: Operation) -> int:

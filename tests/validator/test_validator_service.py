@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from blake3 import blake3
-from validator_world import Cheat, WorkingMiner, make_feed, make_spec, trained
+from validator_world import Cheat, WorkingMiner, answer_to, make_feed, make_spec, trained
 
 from orion.common.clock import SystemClock
 from orion.common.config import RunSpec
@@ -32,7 +32,6 @@ from orion.common.protocol.records import (
     CommitmentQuery,
     CommitmentRecord,
     Commitments,
-    CommittedLog,
     EvidenceRequest,
     Ledger,
     LedgerQuery,
@@ -166,7 +165,7 @@ async def miner_server(spec: RunSpec, key: Keypair, miner: WorkingMiner, withhol
 
     async def log(request: web.Request) -> web.Response:
         _, asked = await signed_json(request, LogRequest)
-        return json_answer(CommittedLog(outer_step=asked.outer_step, entries=tuple(miner.entries)))
+        return json_answer(answer_to(asked, miner.entries))
 
     async def evidence(request: web.Request) -> web.StreamResponse:
         _, asked = await signed_json(request, EvidenceRequest)

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,8 @@ from orion.common.ids import DataId, Digest, Hotkey, MemberState, MicrobatchId, 
 from orion.common.model.params import num_params
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import encode
-from orion.common.protocol.log import log_root
+from orion.common.protocol.log import entry_bytes, log_root
+from orion.common.protocol.merkle import MerkleTree
 from orion.common.protocol.messages import (
     Commitment,
     Feed,
@@ -30,6 +31,7 @@ from orion.common.protocol.records import (
     EvidenceRequest,
     Ledger,
     LogEntry,
+    LogRequest,
     MergeRecord,
     Pathways,
     Verdict,
@@ -220,13 +222,25 @@ class WorkingMiner:
         self._steps += 1
         self._waiting = 0
 
-    def commitment(self) -> Commitment:
+    def commitment(self, num_entries: int | None = None, *, is_final: bool = True) -> Commitment:
+        """Over the log, or its first entries."""
+        entries = self.entries[:num_entries]
+        applying = Operation.FORWARD if self.stage_index == self.spec.num_stages - 1 else Operation.BACKWARD
+        num_applied = sum(entry.operation is applying for entry in entries)
         return Commitment(
             outer_step=0,
-            num_entries=len(self.entries),
-            num_applied=self.num_applied,
-            root=log_root(self.entries),
+            num_entries=len(entries),
+            num_applied=num_applied,
+            num_contributed=num_applied,
+            num_kept=len(entries),
+            root=log_root(entries),
+            is_final=is_final,
         )
+
+    def commitments(self) -> tuple[Commitment, ...]:
+        """Two on the way, and the final one."""
+        sizes = (len(self.entries) // 3, 2 * len(self.entries) // 3)
+        return (*(self.commitment(size, is_final=False) for size in sizes), self.commitment())
 
     def _applied(self) -> None:
         self._waiting += 1
@@ -331,6 +345,23 @@ class LongestPrefix(random.Random):
         return b
 
 
+def record_of(name: Hotkey, miner: WorkingMiner) -> CommitmentRecord:
+    """What an honest miner has committed to."""
+    *earlier, newest = miner.commitments()
+    return CommitmentRecord(hotkey=name, stage_index=miner.stage_index, commitment=newest, earlier=tuple(earlier))
+
+
+def answer_to(request: LogRequest, entries: Sequence[LogEntry]) -> CommittedLog:
+    """What a miner with that log answers."""
+    tree = MerkleTree([entry_bytes(entry) for entry in entries])
+    return CommittedLog(
+        outer_step=request.outer_step,
+        start=request.start,
+        entries=tuple(entries[request.start : request.stop]),
+        proof=tree.proof(request.sizes, request.start, request.stop),
+    )
+
+
 @dataclass
 class World:
     """Answers a core's effects at once: what the orchestrator, the miners and the chain would say."""
@@ -346,6 +377,8 @@ class World:
     """Logs that miners hand over instead of theirs."""
     bodies: dict[Hotkey, Body] = field(default_factory=dict)
     """Bodies that miners hand over instead of all of theirs."""
+    records: dict[Hotkey, CommitmentRecord] = field(default_factory=dict)
+    """Other commitments than those to their logs."""
     uncommitted: set[Hotkey] = field(default_factory=set)
     work_outer_step: int = 0
     """The outer step that the miners' work is passed off as."""
@@ -460,7 +493,7 @@ class World:
         """Everybody's commitment to the one outer step."""
         return Commitments(
             records=tuple(
-                CommitmentRecord(hotkey=name, stage_index=miner.stage_index, commitment=miner.commitment())
+                self.records.get(name) or record_of(name, miner)
                 for name, miner in self.miners.items()
                 if name not in self.uncommitted and outer_step == self.work_outer_step
             )
@@ -489,9 +522,9 @@ class World:
 
     def _log(self, effect: FetchLog) -> Event:
         if effect.miner in self.problems:
-            return LogFailed(effect.miner, effect.outer_step, self.problems[effect.miner], "planted")
+            return LogFailed(effect.miner, effect.request.outer_step, self.problems[effect.miner], "planted")
         entries = self.logs.get(effect.miner, tuple(self.miners[effect.miner].entries))
-        return LogArrived(effect.miner, effect.outer_step, CommittedLog(outer_step=effect.outer_step, entries=entries))
+        return LogArrived(effect.miner, effect.request.outer_step, answer_to(effect.request, entries))
 
     def _evidence(self, effect: FetchEvidence) -> Event:
         if effect.miner in self.evidence_problems:

@@ -24,6 +24,8 @@ from orion.common.protocol.entries import (
     TripsDied,
     TripsLeased,
 )
+from orion.common.protocol.fields import COMMITMENTS_MAX
+from orion.common.protocol.log import continues
 from orion.common.protocol.messages import (
     Commitment,
     MicrobatchEnd,
@@ -304,11 +306,25 @@ class LedgerBook:
         return shown
 
     def _commit(self, hotkey: Hotkey, stage_index: int, commitment: Commitment, in_time: bool) -> bool | None:
-        """Keeps a miner's commitment to its log; False when it is late, or when it made another one before."""
-        earlier = self.commitment(commitment.outer_step, hotkey)
-        if earlier is not None or not in_time:
-            return None if earlier == commitment else False
-        record = CommitmentRecord(hotkey=hotkey, stage_index=stage_index, commitment=commitment)
+        """Keeps a miner's commitment to its log; None when it was made before; False when it is late, or does not
+        continue those before it.
+
+        Whether the logs are really prefixes of each other is for validators to see; here nothing may shrink. Of very
+        many the oldest are dropped: the later ones say all that they did.
+        """
+        step = self.steps.get(commitment.outer_step)
+        known = step.commitments.get(hotkey) if step is not None else None
+        if known is not None and (commitment == known.commitment or commitment in known.earlier):
+            return None
+        if not in_time:
+            return False
+        if known is None:
+            record = CommitmentRecord(hotkey=hotkey, stage_index=stage_index, commitment=commitment)
+        elif known.stage_index != stage_index or not continues(known.commitment, commitment):
+            return False
+        else:
+            earlier = (*known.earlier, known.commitment)[-COMMITMENTS_MAX:]
+            record = known.model_copy(update={"commitment": commitment, "earlier": earlier})
         self._step(commitment.outer_step).commitments[hotkey] = record
         return True
 

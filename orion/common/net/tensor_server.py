@@ -44,8 +44,10 @@ async def receive_body(
     return tensors, body
 
 
-def tensor_answer(body: Body) -> web.Response:
+def tensor_answer(body: Body | bytes) -> web.Response:
     """A tensor body as an answer."""
+    if isinstance(body, bytes):
+        return web.Response(body=body, content_type="application/octet-stream")
     # As a payload, not written by the handler: a receiver that breaks off is then the framework's to notice.
     return web.Response(
         body=body_chunks(body),

@@ -14,6 +14,12 @@ BOUNDARY_PEERS_MAX = 256
 """Neighbours that a miner reports on, both directions together; the busiest when there are more."""
 BOUNDARY_PAGE_MAX = 64
 """Such reports in one answer: 4 MB at most."""
+"""Such reports in one answer: 8 MB at most."""
+LOG_ENTRIES_MAX = 1_000_000
+COMMITMENTS_MAX = 256
+"""Commitments of one miner in one outer step: one every few seconds of a train phase of minutes."""
+PROOF_NODES_MAX = 16_384
+"""More than a log of `LOG_ENTRIES_MAX` entries needs for a proof under `COMMITMENTS_MAX` roots."""
 
 Ss58 = Annotated[Hotkey, StringConstraints(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
 Blake3 = Annotated[Digest, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

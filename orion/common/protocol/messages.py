@@ -8,12 +8,13 @@ a body (digest, size) or names an object in the store.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from orion.common.ids import Direction, MemberState, Outcome, Phase
 from orion.common.protocol.fields import (
     BATCH_MAX,
     BOUNDARY_PEERS_MAX,
+    LOG_ENTRIES_MAX,
     MINERS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
@@ -411,13 +412,30 @@ class Receipt(Message):
 
 
 class Commitment(Message):
-    """Root over a miner's ordered log of one outer step, made before anyone knows what will be checked."""
+    """Merkle root over a miner's ordered log of one outer step so far, made before anyone knows what will be checked.
+
+    A miner makes one every few seconds while it works; each continues the one before. What it names is on the miner's
+    disk when it is made.
+    """
 
     outer_step: Step
-    num_entries: Count
+    num_entries: Annotated[int, Field(ge=0, le=LOG_ENTRIES_MAX)]
     num_applied: Count
-    """Backward passes in the log: the work that is claimed."""
+    """Backward passes in the log: the work that is claimed, and the most that can be paid."""
+    num_contributed: Count
+    """Of these, those that the inner steps since the log last began anew have averaged: the most that the
+    pseudo-gradient may weigh."""
+    num_kept: Count
+    """Leading entries whose tensors the miner keeps: only they can be replayed."""
     root: Blake3
+    is_final: bool
+    """Nothing comes after it in this outer step; it comes before the upload."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Commitment":
+        if not self.num_contributed <= self.num_applied <= self.num_entries or self.num_kept > self.num_entries:
+            raise ValueError("a commitment claims more than its log has entries")
+        return self
 
 
 class Report(Message):

@@ -11,8 +11,11 @@ from orion.common.ids import MemberState, Operation, Subject
 from orion.common.protocol.fields import (
     BATCH_MAX,
     BOUNDARY_PAGE_MAX,
+    COMMITMENTS_MAX,
+    LOG_ENTRIES_MAX,
     MINERS_MAX,
     PARTITIONS_MAX,
+    PROOF_NODES_MAX,
     STAGES_MAX,
     Blake3,
     Count,
@@ -45,10 +48,10 @@ class LogEntry(Message):
 
     operation: Operation
     microbatch_id: Microbatch | None
-    """None for an inner step."""
+    """None where the operation is about none: an inner step, a beginning anew."""
     data_id: Data | None
     inner_step: Step
-    """Inner steps done before it in this outer step."""
+    """Inner steps done before it since the outer step was begun, or begun anew."""
     input_digest: Blake3 | None
     """Of the body's narrow tensor and ids (forward), or of the gradient (backward); None where nothing came in."""
     output_digest: Blake3 | None
@@ -58,11 +61,14 @@ class LogEntry(Message):
 
 
 class CommitmentRecord(Message):
-    """A commitment as the orchestrator publishes it."""
+    """What a miner has committed to in one outer step, as the orchestrator publishes it."""
 
     hotkey: Ss58
     stage_index: StageIndex
     commitment: Commitment
+    """The newest: what the miner is paid for at most, and checked on."""
+    earlier: Annotated[tuple[Commitment, ...], Field(max_length=COMMITMENTS_MAX)] = ()
+    """Those before it, in order. Each must be the root of a prefix of the newest one's log."""
 
 
 class CommitmentQuery(Message):
@@ -76,16 +82,24 @@ class Commitments(Message):
 
 
 class LogRequest(Message):
-    """Validator to miner: hand over the committed log."""
+    """Validator to miner: hand over entries [`start`, `stop`) of the committed log, with proof."""
 
     kind: Literal["log_request"] = "log_request"
     outer_step: Step
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1, max_length=COMMITMENTS_MAX + 1)]
+    """Entries of the commitments whose roots the proof is to meet: growing, the last one is the log asked for."""
+    start: Count
+    stop: Count
 
 
 class CommittedLog(Message):
+    """A range of a committed log, with what shows that it is one (`orion.common.protocol.merkle`)."""
+
     kind: Literal["committed_log"] = "committed_log"
     outer_step: Step
-    entries: Annotated[tuple[LogEntry, ...], Field(max_length=1_000_000)]
+    start: Count
+    entries: Annotated[tuple[LogEntry, ...], Field(max_length=LOG_ENTRIES_MAX)]
+    proof: Annotated[tuple[Blake3, ...], Field(max_length=PROOF_NODES_MAX)]
 
 
 class EvidenceRequest(Message):

@@ -96,7 +96,7 @@ class ConsistentFreeRider(Adversary):
 
     def make_core(self, rng: Random) -> MinerCore:
         self._parcels: dict[tuple[int, Direction], Parcel] = {}
-        core = _MemoCore(self.world.spec, self.hotkey, rng)
+        core = _MemoCore(self.world.spec, self.hotkey, rng, self.evidence.kept())
         core.used = {}
         self._used = core.used
         return core

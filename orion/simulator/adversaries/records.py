@@ -142,7 +142,13 @@ class ReceiptForger(Forger):
         if commitment is None or not self._claimed:
             return report
         root = Digest(blake3(f"made up {self.hotkey} {commitment.outer_step}".encode()).hexdigest())
-        made_up = {"num_entries": 2 * len(self._claimed), "num_applied": len(self._claimed), "root": root}
+        num_entries = 2 * len(self._claimed)
+        made_up = {
+            "num_entries": num_entries,
+            "num_kept": num_entries,
+            "num_applied": len(self._claimed),
+            "root": root,
+        }
         self._claimed.clear()
         return report.model_copy(update={"commitment": commitment.model_copy(update=made_up)})
 

@@ -10,7 +10,16 @@ from orion.common.protocol.signing import hotkey_of, is_proven, keypair_from_uri
 
 ALICE, BOB, CAROL = (keypair_from_uri(f"//{name}") for name in ("Alice", "Bob", "Carol"))
 TARGET = "/v1/report?protocol=1&run=abc"
-REPORT = Report(sequence=3, commitment=Commitment(outer_step=1, num_entries=4, num_applied=2, root=Digest("a" * 64)))
+COMMITMENT = Commitment(
+    outer_step=1,
+    num_entries=4,
+    num_applied=2,
+    num_contributed=2,
+    num_kept=4,
+    root=Digest("a" * 64),
+    is_final=True,
+)
+REPORT = Report(sequence=3, commitment=COMMITMENT)
 
 
 def proof(message: Message = REPORT) -> Proof:
