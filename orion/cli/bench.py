@@ -36,6 +36,23 @@ def clasp(
 
 
 @bench_app.command()
+def suspicion(
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Simulated swarms for each attack.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """How much earlier suspicion has attackers checked than turns alone would."""
+    from orion.simulator.suspicion_study import ATTACKS, format_row, suspicion_report, suspicion_row
+
+    rows = []
+    for attack in ATTACKS:
+        rows.append(suspicion_row(attack, range(seeds)))
+        if not as_json:
+            print(format_row(rows[-1]))
+    if as_json:
+        print(json.dumps(suspicion_report(rows, seeds)))
+
+
+@bench_app.command()
 def adversaries(
     quick: Annotated[bool, typer.Option("--quick", help="A few attacks, each made by one miner.")] = False,
     seed: Annotated[int, typer.Option(help="Of the simulated swarms.", min=0)] = 1,

@@ -20,8 +20,8 @@ from orion.common.protocol.messages import PeerStatistics
 from orion.common.protocol.records import BoundaryRecord
 from orion.validator.clasp import MemberEffect
 
-ODDNESS_MIN = 6.0
-"""Robust standard deviations from the other replicas beyond which a miner is odd."""
+ODDNESS_MIN = 5.0
+"""Robust standard deviations from the other replicas beyond which a miner is odd; honest ones stay below three."""
 SUSPICION_MAX = 10.0
 """So that one glaring case does not take every draw from the others."""
 TENSORS_MIN = 4
@@ -71,46 +71,60 @@ def oddness(records: Sequence[BoundaryRecord], stages: Mapping[Hotkey, int]) -> 
     The largest over directions and measures of the lower middle over receivers; who was seen by less than two
     receivers is missing.
     """
-    views: dict[tuple[Hotkey, Direction, str], list[float]] = {}
+    seen: dict[tuple[int, Direction], list[list[PeerStatistics]]] = {}
     for record in records:
-        if stages.get(record.hotkey) != record.stage_index:
-            continue
-        for direction in Direction:
-            seen = _seen(record, direction, stages)
-            for measure in MEASURES:
-                for peer, deviation in _deviations(seen, measure).items():
-                    views.setdefault((peer, direction, measure.name), []).append(deviation)
+        if stages.get(record.hotkey) == record.stage_index:
+            for direction in Direction:
+                group = seen.setdefault((record.stage_index, direction), [])
+                group.append(_seen(record, direction, stages))
     found: dict[Hotkey, float] = {}
-    for (peer, _, _), deviations in views.items():
-        if len(deviations) >= 2:
-            middle = sorted(deviations)[(len(deviations) - 1) // 2]
-            found[peer] = max(found.get(peer, 0.0), middle)
+    for group in seen.values():
+        for measure in MEASURES:
+            for peer, deviations in _deviations(group, measure).items():
+                if len(deviations) >= 2:
+                    middle = sorted(deviations)[(len(deviations) - 1) // 2]
+                    found[peer] = max(found.get(peer, 0.0), middle)
     return found
 
 
 def _seen(record: BoundaryRecord, direction: Direction, stages: Mapping[Hotkey, int]) -> list[PeerStatistics]:
-    """What the reporter says of the miners that can have sent it tensors of that direction."""
+    """What the reporter says of the miners that can have sent it tensors of that direction, each once."""
     sender_stage = record.stage_index + (-1 if direction is Direction.ACTIVATION else 1)
-    return [
-        peer
+    fitting = {
+        peer.peer: peer
         for peer in record.report.peers
         if peer.direction is direction and stages.get(peer.peer) == sender_stage and _num_offered(peer) >= TENSORS_MIN
-    ]
+    }
+    return list(fitting.values())
 
 
-def _deviations(seen: Sequence[PeerStatistics], measure: Measure) -> dict[Hotkey, float]:
-    """Each sender's distance from the middle of the others, as one receiver sees it."""
-    values = {peer.peer: _value(peer, measure.name) for peer in seen}
-    found: dict[Hotkey, float] = {}
-    for peer in seen:
-        others = [value for hotkey, value in values.items() if hotkey != peer.peer]
-        if not others:
-            continue
-        middle = median(others)
-        spread = _MAD_TO_SPREAD * median(abs(value - middle) for value in others)
-        floor = measure.floor * math.sqrt(1.0 + _FLOOR_TENSORS / _num_offered(peer))
-        found[peer.peer] = abs(values[peer.peer] - middle) / max(spread, floor)
+def _deviations(reports: Sequence[Sequence[PeerStatistics]], measure: Measure) -> dict[Hotkey, list[float]]:
+    """Each sender's distances from the middle of the others, one for every receiver that can compare it.
+
+    The unit is the largest of three spreads: of the receivers' views of one sender, of the other senders, the floor.
+    """
+    views: dict[Hotkey, list[tuple[float, int]]] = {}
+    for report in reports:
+        values = {peer.peer: _value(peer, measure.name) for peer in report}
+        for peer in report:
+            others = [value for hotkey, value in values.items() if hotkey != peer.peer]
+            if others:
+                view = (values[peer.peer] - median(others), _num_offered(peer))
+                views.setdefault(peer.peer, []).append(view)
+    middles = {hotkey: median(off for off, _ in own) for hotkey, own in views.items()}
+    noise = _spread([off - middles[hotkey] for hotkey, own in views.items() for off, _ in own], 0.0)
+    found: dict[Hotkey, list[float]] = {}
+    for hotkey, own in views.items():
+        other_middles = [middle for other, middle in middles.items() if other != hotkey]
+        unit = max(noise, _spread(other_middles, median(other_middles)) if other_middles else 0.0)
+        floors = [measure.floor * math.sqrt(1.0 + _FLOOR_TENSORS / num_tensors) for _, num_tensors in own]
+        found[hotkey] = [abs(off) / max(unit, floor) for (off, _), floor in zip(own, floors, strict=True)]
     return found
+
+
+def _spread(values: Sequence[float], middle: float) -> float:
+    """Robust standard deviation around a middle; 0 without values."""
+    return _MAD_TO_SPREAD * median(abs(value - middle) for value in values) if values else 0.0
 
 
 def _num_offered(peer: PeerStatistics) -> int:
