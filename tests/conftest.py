@@ -1,5 +1,16 @@
-"""Settings every test needs: one compute thread, so that tests beside each other do not starve."""
+"""Settings every test needs: one compute thread, so that tests beside each other do not starve, and a folder of its own
+for the chain metadata that the Bittensor SDK keeps."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _chain_metadata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITTENSOR_RUNTIME_CACHE_DIR", str(tmp_path_factory.mktemp("chain-metadata")))
+        yield

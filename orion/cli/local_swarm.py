@@ -8,22 +8,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from orion.cli.chain_access import Subnet
+from orion.cli.local_subnet import NETUID, answers, set_up
 from orion.cli.processes import Child, ProcessGroup, log_tail
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, OrionError, TransportError
 from orion.common.ids import Hotkey
-from orion.common.net.chain_server import HttpChain
 from orion.common.net.http import HttpClient
-from orion.common.net.rpc import RpcClient
 from orion.common.protocol import routes
-from orion.common.protocol.signing import Keypair, create_wallet, hotkey_of, load_hotkey
+from orion.common.protocol.signing import Keypair, create_wallet, hotkey_of, load_coldkey, load_hotkey
 
 START_TIMEOUT_S = 60.0
 """What a server gets until it answers; importing the libraries on a loaded machine takes several seconds."""
 DISK_FREE_BYTES_MIN = 1_000_000_000
-VALIDATOR_STAKE = 1000.0
 HOST = "127.0.0.1"
+MINER_HOST = "127.0.0.2"
+"""Loopback as well; the chain keeps no 127.0.0.1 as an address."""
+BLOCK_S = 0.5
 WALLET_HOTKEY = "default"
 RESTARTS_MAX = 3
 """Times that an orchestrator which died is started again; its journal brings it back where it was."""
@@ -78,6 +80,9 @@ class LocalKeys:
     """The identities of a local swarm."""
 
     owner: Keypair
+    """Hotkey of the subnet's owner."""
+    owner_coldkey: Keypair
+    """Owns the subnet and pays for everybody's slot."""
     orchestrator: Keypair
     validator: Keypair
     miners: dict[str, Keypair]
@@ -96,7 +101,8 @@ def make_keys(folder: Path, num_miners: int) -> LocalKeys:
         return load_hotkey(folder, name, WALLET_HOTKEY)
 
     miners = {name: key(name) for name in (f"miner-{index}" for index in range(num_miners))}
-    return LocalKeys(key("owner"), key("orchestrator"), key("validator"), miners)
+    owner = key("owner")
+    return LocalKeys(owner, load_coldkey(folder, "owner"), key("orchestrator"), key("validator"), miners)
 
 
 class LocalSwarm:
@@ -117,7 +123,7 @@ class LocalSwarm:
         self.spec = spec
         self.keys = keys
         chain_port, any_port, *miner_ports = free_ports(2 + len(keys.miners))
-        self.chain_url = f"http://{HOST}:{chain_port}"
+        self.subnet = Subnet(f"ws://{HOST}:{chain_port}", NETUID)
         self.url = f"http://{HOST}:{_check_port(port) if port else any_port}"
         self._miner_ports = dict(zip(keys.miners, miner_ports, strict=True))
         self._paths = paths
@@ -129,23 +135,21 @@ class LocalSwarm:
 
     async def start(self) -> None:
         """Chain, registrations, orchestrator, then miners and validator. Raises SwarmStartError."""
-        chain = self._start("chain", self._chain_stand_in_arguments())
-        await self._answers(chain, self.chain_url)
-        await self._register_everybody()
-        await self._answers(self._start_orchestrator(), self.url)
+        chain = self._start("chain", self._chain_arguments())
+        orchestrator = self._start_orchestrator()  # it can wait for the chain, and takes as long to come up
+        await self._chain_answers(chain)
+        keys = self.keys
+        await set_up(
+            self.subnet,
+            owner=keys.owner_coldkey,
+            owner_hotkey=hotkey_of(keys.owner),
+            validator=hotkey_of(keys.validator),
+            others=[hotkey_of(key) for key in (keys.orchestrator, *keys.miners.values())],
+        )
+        await self._answers(orchestrator, self.url)
         for name in self.keys.miners:
             self._start(name, self._miner_arguments(name))
         self._start("validator", self._validator_arguments())
-
-    async def chain_weights(self) -> dict[str, float]:
-        """The chain weight that the validator has last given each hotkey, by name; they sum to 1."""
-        names = self.keys.names()
-        async with RpcClient(self.keys.owner, None) as rpc:
-            chain = HttpChain(rpc, self.chain_url)
-            metagraph = await chain.metagraph()
-            weights = await chain.weights_of(hotkey_of(self.keys.validator))
-        by_uid = {neuron.uid: names.get(neuron.hotkey, neuron.hotkey) for neuron in metagraph.neurons}
-        return {by_uid[uid]: weight for uid, weight in sorted(weights.items())}
 
     def notices(self) -> list[str]:
         """What has happened to processes since the last call; an orchestrator that died is started again.
@@ -190,6 +194,12 @@ class LocalSwarm:
             return False
         return True
 
+    def btcli_commands(self) -> list[str]:
+        """What shows this subnet's metagraph and weights."""
+        where = f"-n {self.subnet.network}"
+        netuid = self.subnet.netuid
+        return [f"btcli subnets metagraph {netuid} {where}", f"btcli query weights --netuid {netuid} {where}"]
+
     def stop(self) -> None:
         self._processes.stop()
 
@@ -214,8 +224,7 @@ class LocalSwarm:
                 str(paths.state),
                 "--data",
                 str(paths.data),
-                "--chain",
-                self.chain_url,
+                *self._subnet_arguments(),
             ],
         )
 
@@ -225,8 +234,9 @@ class LocalSwarm:
             "--orchestrator",
             self.url,
             *self._wallet(name),
+            *self._subnet_arguments(),
             "--host",
-            HOST,
+            MINER_HOST,
             "--port",
             str(self._miner_ports[name]),
             "--data",
@@ -247,33 +257,26 @@ class LocalSwarm:
             str(self._paths.data),
             "--niceness",
             "10",
-            "--chain",
-            self.chain_url,
+            *self._subnet_arguments(),
         ]
 
-    def _chain_stand_in_arguments(self) -> list[str]:
-        keys = self.keys
-        return [
-            "chain-stand-in",
-            "--host",
-            HOST,
-            "--port",
-            _port(self.chain_url),
-            "--owner",
-            hotkey_of(keys.owner),
-            "--stake",
-            f"{hotkey_of(keys.validator)}={VALIDATOR_STAKE}",
-        ]
+    def _subnet_arguments(self) -> list[str]:
+        return ["--network", self.subnet.network, "--netuid", str(self.subnet.netuid)]
+
+    def _chain_arguments(self) -> list[str]:
+        port = _port(self.subnet.network)
+        return ["devnet", "--host", HOST, "--port", port, "--block-seconds", str(BLOCK_S)]
 
     def _wallet(self, name: str) -> list[str]:
         return ["--wallet-path", str(self._paths.wallets), "--wallet", name, "--hotkey", WALLET_HOTKEY]
 
-    async def _register_everybody(self) -> None:
-        keys = self.keys
-        async with RpcClient(keys.owner, None) as rpc:
-            chain = HttpChain(rpc, self.chain_url)
-            for key in (keys.orchestrator, keys.validator, *keys.miners.values()):
-                await chain.register(hotkey_of(key))
+    async def _chain_answers(self, child: Child) -> None:
+        deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S
+        while self._clock.monotonic_s() < deadline_s and child.process.poll() is None:
+            if await answers(self.subnet):
+                return
+            await asyncio.sleep(0.1)
+        raise SwarmStartError(f"{child.name} did not come up; the end of {child.log_path}:\n{log_tail(child)}")
 
     async def _answers(self, child: Child, url: str) -> None:
         deadline_s = self._clock.monotonic_s() + START_TIMEOUT_S

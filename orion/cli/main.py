@@ -39,7 +39,11 @@ Wallet = Annotated[str, typer.Option(help="Wallet name.", envvar="BT_WALLET")]
 HotkeyName = Annotated[
     str, typer.Option("--hotkey", help="Name of the hotkey in the wallet.", envvar="BT_WALLET_HOTKEY")
 ]
-ChainUrl = Annotated[str, typer.Option("--chain", help="URL of the chain.", envvar="ORION_CHAIN")]
+Network = Annotated[str, typer.Option(help="Chain: finney, test, local, or a ws:// URL.", envvar="BT_NETWORK")]
+Netuid = Annotated[int, typer.Option(help="Number of the subnet.", min=0, max=65535, envvar="ORION_NETUID")]
+Fallback = Annotated[
+    list[str] | None, typer.Option(help="Another endpoint of the same chain, for when one is lost; repeatable.")
+]
 OrchestratorUrl = Annotated[
     str, typer.Option("--orchestrator", help="URL of the orchestrator.", envvar="ORION_ORCHESTRATOR")
 ]
@@ -96,6 +100,8 @@ def up(
     }
     overrides = {key: value for key, value in wanted.items() if value is not None}
     console = Console(stderr=as_json)
+    # The SDK keeps every chain's metadata in the home folder; those of chains that live for one run don't belong there.
+    os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(folder.absolute() / "chain-metadata"))
     options = UpOptions(run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep)
     outcome, found = _run(run_swarm(options, console, SystemClock(), dict(os.environ)))
     print_summary(console, outcome, found)
@@ -157,18 +163,41 @@ def export(
     print(json.dumps({"folder": str(out), "layout": layout}) if as_json else f"{out}: {layout} layout")
 
 
-@app.command(hidden=True)
-def chain_stand_in(
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)],
-    owner: Annotated[str, typer.Option(help="Hotkey of the subnet's owner.")],
-    host: Host = "127.0.0.1",
-    stake: Annotated[list[str] | None, typer.Option(help="HOTKEY=AMOUNT, repeatable.")] = None,
-    stop_with_stdin: StopWithStdin = False,
+@app.command()
+def register(
+    netuid: Netuid,
+    network: Network = "finney",
+    fallback: Fallback = None,
+    wallet_path: WalletPath = DEFAULT_WALLETS,
+    wallet: Wallet = "default",
+    hotkey: HotkeyName = "default",
+    password: Annotated[
+        bool, typer.Option("--password/--no-password", help="Encrypt a coldkey that is made now.")
+    ] = True,
+    yes: Annotated[bool, typer.Option("--yes", help="Spend without asking.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Serves the stand-in for the chain that a local swarm uses."""
-    from orion.cli.roles import run_chain_stand_in
+    """Gives a hotkey its slot on a subnet: shows what it costs, asks, pays. Makes the wallet where there is none."""
+    from rich.console import Console
 
-    _run(run_chain_stand_in(host, port, owner, stake or []), stop_with_stdin=stop_with_stdin)
+    from orion.cli.registration import RegisterOptions
+    from orion.cli.registration import register as register_hotkey
+
+    options = RegisterOptions(
+        network=network,
+        netuid=netuid,
+        fallbacks=tuple(fallback or ()),
+        wallet_path=wallet_path.expanduser(),
+        wallet=wallet,
+        hotkey=hotkey,
+        has_password=password,
+        password=os.environ.get("BT_WALLET_PASSWORD"),
+    )
+    done = _run(register_hotkey(options, Console(stderr=as_json), lambda text: yes or typer.confirm(text, err=as_json)))
+    if done is None:
+        raise typer.Exit(1)
+    if as_json:
+        print(json.dumps(asdict(done)))
 
 
 @app.command()
@@ -181,7 +210,7 @@ def devnet(
 ) -> None:
     """Serves a development chain, which the Bittensor SDK and btcli take for a subtensor node."""
     from orion.cli.devnet import run_devnet
-    from orion.cli.roles import log_lines
+    from orion.cli.log_lines import log_lines
 
     log_lines()
     _run(run_devnet(host, port, block_seconds, state), stop_with_stdin=stop_with_stdin)
@@ -190,7 +219,9 @@ def devnet(
 @app.command()
 def orchestrator(
     run_file: Annotated[Path, typer.Argument(help="The run, a TOML file (or the JSON that `orion up` writes).")],
-    chain: ChainUrl,
+    netuid: Netuid,
+    network: Network = "finney",
+    fallback: Fallback = None,
     state: Annotated[Path, typer.Option(help="Folder of the journal and the object store.")] = DEFAULT_FOLDER
     / "orchestrator",
     data: DataFolder = DEFAULT_FOLDER / "data",
@@ -202,14 +233,17 @@ def orchestrator(
     stop_with_stdin: StopWithStdin = False,
 ) -> None:
     """Runs the orchestrator of one run; started again, it goes on where its journal ends."""
-    from orion.cli.roles import log_lines, run_orchestrator
+    from orion.cli.chain_access import Subnet
+    from orion.cli.log_lines import log_lines
+    from orion.cli.orchestrator_role import run_orchestrator
     from orion.common.protocol.signing import load_hotkey
     from orion.orchestrator.config import OrchestratorConfig
 
     log_lines()
     config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port)
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
-    _run(run_orchestrator(run_file, config, keypair, chain.rstrip("/")), stop_with_stdin=stop_with_stdin)
+    subnet = Subnet(network, netuid, tuple(fallback or ()))
+    _run(run_orchestrator(run_file, config, keypair, subnet), stop_with_stdin=stop_with_stdin)
 
 
 @app.command()
@@ -226,6 +260,12 @@ def miner(
         Path, typer.Option(help="Folder for logs and tensors that validators ask for; losing it costs pay.")
     ] = DEFAULT_FOLDER / "miner-state",
     evidence_gb: Annotated[float, typer.Option(help="Disk for these tensors, in 1e9 bytes.", min=0)] = 8.0,
+    netuid: Annotated[
+        int | None,
+        typer.Option(help="Subnet to publish the address on.", min=0, max=65535, envvar="ORION_NETUID"),
+    ] = None,
+    network: Network = "finney",
+    fallback: Fallback = None,
     wallet_path: WalletPath = DEFAULT_WALLETS,
     wallet: Wallet = "default",
     hotkey: HotkeyName = "default",
@@ -234,7 +274,8 @@ def miner(
     stop_with_stdin: StopWithStdin = False,
 ) -> None:
     """Hosts one stage of a run on this machine, until the run is over."""
-    from orion.cli.roles import log_lines
+    from orion.cli.chain_access import Subnet, with_chain
+    from orion.cli.log_lines import log_lines
     from orion.common.protocol.signing import load_hotkey
     from orion.miner.config import MinerConfig
     from orion.miner.service import serve
@@ -253,13 +294,20 @@ def miner(
         num_threads=threads,
     )
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
-    _run(serve(config, keypair), stop_with_stdin=stop_with_stdin)
+    if netuid is None:
+        mining = serve(config, keypair)
+    else:
+        subnet = Subnet(network, netuid, tuple(fallback or ()))
+        mining = with_chain(subnet, keypair, lambda chain: serve(config, keypair, chain=chain))
+    _run(mining, stop_with_stdin=stop_with_stdin)
 
 
 @app.command()
 def validator(
     orchestrator: OrchestratorUrl,
-    chain: ChainUrl,
+    netuid: Netuid,
+    network: Network = "finney",
+    fallback: Fallback = None,
     data: DataFolder = DEFAULT_FOLDER / "validator-data",
     wallet_path: WalletPath = DEFAULT_WALLETS,
     wallet: Wallet = "default",
@@ -271,9 +319,11 @@ def validator(
     stop_with_stdin: StopWithStdin = False,
 ) -> None:
     """Checks a run's miners and sets chain weights."""
-    from orion.cli.roles import log_lines, run_validator
+    from orion.cli.chain_access import Subnet, with_chain
+    from orion.cli.log_lines import log_lines
     from orion.common.protocol.signing import load_hotkey
     from orion.validator.config import ValidatorConfig
+    from orion.validator.service import serve
 
     log_lines()
     config = ValidatorConfig(
@@ -285,7 +335,9 @@ def validator(
         follow=follow,
     )
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
-    _run(run_validator(config, keypair, chain.rstrip("/")), stop_with_stdin=stop_with_stdin)
+    subnet = Subnet(network, netuid, tuple(fallback or ()))
+    validating = with_chain(subnet, keypair, lambda chain: serve(config, keypair, chain))
+    _run(validating, stop_with_stdin=stop_with_stdin)
 
 
 def _run(work: Coroutine[Any, Any, ResultT], *, stop_with_stdin: bool = False) -> ResultT:

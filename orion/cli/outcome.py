@@ -1,6 +1,7 @@
 """What a local run ended with, and whether that is good. Pure."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,11 +31,18 @@ class SwarmOutcome(BaseModel):
     verdicts_failed: int
     scores: dict[str, float]
     chain_weights: dict[str, float]
+    """Shares that the validator has set on the chain."""
+    incentives: dict[str, float]
+    """Shares that the chain pays after an epoch with these weights."""
     checkpoint: str
     plot: str
     seconds: float
     notices: list[str]
     sample: str
+
+
+INCENTIVE_UNIT = 2 / 65_535
+"""What the chain's rounding, of weights and of incentives, may turn around."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +81,19 @@ def problems(outcome: SwarmOutcome, status: RunStatus) -> list[str]:
         found.append("some microbatches were neither applied nor cancelled")
     if outcome.verdicts_failed:
         found.append(f"{outcome.verdicts_failed} checks of this machine's own miners failed")
-    return found
+    return found + chain_problems(outcome)
+
+
+def chain_problems(outcome: SwarmOutcome) -> list[str]:
+    """Whether work has become weight, and weight has become pay."""
+    if not outcome.chain_weights:
+        return ["the validator's weights are not on the chain"]
+    unpaid = [name for name in sorted(outcome.chain_weights) if not outcome.incentives.get(name)]
+    if unpaid:
+        return [f"no incentive after an epoch for {', '.join(unpaid)}, who have weight on the chain"]
+    ranked = sorted(outcome.scores, key=lambda name: (-outcome.scores[name], name))
+    for better, worse in pairwise(ranked):
+        paid = outcome.incentives.get(better, 0.0) - outcome.incentives.get(worse, 0.0)
+        if paid < -INCENTIVE_UNIT and outcome.scores[better] > outcome.scores[worse]:
+            return [f"{worse} has more incentive than {better}, whose verified work is greater"]
+    return []

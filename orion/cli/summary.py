@@ -19,9 +19,10 @@ def print_summary(console: Console, outcome: SwarmOutcome, problems: Sequence[st
     earnings.add_column("miner")
     earnings.add_column("score", justify="right")
     earnings.add_column("chain weight", justify="right")
+    earnings.add_column("incentive", justify="right")
     for name in sorted(outcome.scores.keys() | outcome.chain_weights.keys()):
         score, weight = outcome.scores.get(name, 0.0), outcome.chain_weights.get(name, 0.0)
-        earnings.add_row(name, f"{score:.3g}", f"{weight:.4f}")
+        earnings.add_row(name, f"{score:.3g}", f"{weight:.4f}", f"{outcome.incentives.get(name, 0.0):.4f}")
     console.print(earnings, highlight=False)
     console.print("\nsample  ", _printable(outcome.sample), style="italic", highlight=False, markup=False)
     console.print(f"checkpoint  {outcome.checkpoint}\nloss curve  {outcome.plot}", highlight=False, markup=False)

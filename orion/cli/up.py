@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from orion.cli.chain_access import open_chain
 from orion.cli.live_view import SwarmView, with_names
+from orion.cli.local_subnet import after_next_epoch, weights_by_hotkey
 from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_keys
 from orion.cli.loss_plot import save_loss_plot
 from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
@@ -21,6 +24,7 @@ from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
+from orion.common.ids import Hotkey
 from orion.common.ledger.scoring import scores
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
@@ -60,7 +64,10 @@ class FinishedRun:
     status: RunStatus
     losses: tuple[LossPoint, ...]
     ledger: Ledger
-    chain_weights: dict[str, float]
+    chain_weights: dict[Hotkey, float]
+    """That the validator has set."""
+    incentives: dict[Hotkey, float]
+    """After an epoch with these weights."""
 
 
 async def up(
@@ -87,7 +94,9 @@ async def up(
         finished, seconds = await _watch(swarm, spec, console, clock)
         outcome, dataset = await _conclude(swarm, spec, paths, finished, seconds)
         if options.keep:
-            console.print(f"still serving at {swarm.url} (Ctrl-C ends it)", highlight=False)
+            console.print(f"still serving at {swarm.url} (Ctrl-C ends it); the chain, with the SDK's own tool:")
+            for command in swarm.btcli_commands():
+                console.print(f"  {command}", highlight=False, soft_wrap=True)
             await asyncio.Event().wait()
     finally:
         await asyncio.to_thread(swarm.stop)
@@ -130,7 +139,7 @@ async def _watch(swarm: LocalSwarm, spec: RunSpec, console: Console, clock: Cloc
                     raise SwarmStartError("every miner has died; their logs say why")
                 await asyncio.sleep(POLL_S)
             seconds = status.now_s - (status.started_s or status.now_s)
-            view.say("training is over; waiting for the validator's last weights")
+            view.say("training is over; waiting for the validator's last weights, and for the epoch that they count in")
             await swarm.validator_ended(VALIDATOR_GRACE_S)
         return await _ask(swarm, http), seconds
 
@@ -146,8 +155,11 @@ async def _ask(swarm: LocalSwarm, http: HttpClient) -> FinishedRun:
     async with RpcClient(swarm.keys.owner, swarm.spec.digest) as rpc:
         client = OrchestratorClient(rpc, swarm.url, hotkey_of(swarm.keys.orchestrator))
         ledger = await client.ledger(0)
-    weights = await swarm.chain_weights()
-    return FinishedRun(status, tuple(losses), ledger, weights)
+    async with open_chain(swarm.subnet) as chain:
+        weights = await weights_by_hotkey(chain, hotkey_of(swarm.keys.validator))
+        metagraph = await after_next_epoch(chain)
+    incentives = {neuron.hotkey: neuron.incentive for neuron in metagraph.neurons if neuron.incentive > 0}
+    return FinishedRun(status, tuple(losses), ledger, weights, incentives)
 
 
 async def _conclude(
@@ -161,6 +173,10 @@ async def _conclude(
     await asyncio.to_thread(save_merged_model, checkpoint, spec, model, dataset)
     status, names = finished.status, swarm.keys.names()
     ends = loss_ends([point.loss for point in finished.losses])
+
+    def named(figures: Mapping[Hotkey, float]) -> dict[str, float]:
+        return {names.get(hotkey, hotkey): figure for hotkey, figure in figures.items()}
+
     outcome = SwarmOutcome(
         run_id=spec.run_id,
         tokens=status.tokens,
@@ -178,8 +194,9 @@ async def _conclude(
         microbatches_cancelled=status.microbatches_cancelled,
         checks=status.num_checks,
         verdicts_failed=status.num_verdicts_failed,
-        scores={names.get(hotkey, hotkey): score for hotkey, score in scores(finished.ledger, spec).items()},
-        chain_weights=finished.chain_weights,
+        scores=named(scores(finished.ledger, spec)),
+        chain_weights=named(finished.chain_weights),
+        incentives=named(finished.incentives),
         checkpoint=str(checkpoint),
         plot=str(paths.run / "loss.png"),
         seconds=seconds,

@@ -6,7 +6,7 @@ import gc
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
 import structlog
@@ -18,6 +18,7 @@ from orion.common.errors import ConfigError, TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.aiohttp_server import serve as serve_app
 from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.chain import Chain
 from orion.common.net.data_client import open_data
 from orion.common.net.gate import Gate
 from orion.common.net.http import HttpClient
@@ -33,6 +34,7 @@ from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data import TokenDataset
 from orion.common.train.device import compute_dtype, device_named
 from orion.miner.archive import OUTER_STEPS_KEPT
+from orion.miner.axon import publish_axon
 from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import TensorCache
 from orion.miner.config import MinerConfig
@@ -59,10 +61,12 @@ async def serve(
     keypair: Keypair,
     clock: Clock | None = None,
     *,
+    chain: Chain | None = None,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Takes part in one run until it is over, then leaves; cancelling it leaves too.
 
+    Where this miner can be reached is published on `chain`, which must be able to sign for the keypair's hotkey.
     `on_listening` is called with this miner's URL once peers are served. Sets torch's threads, and takes what is loaded
     by then out of the garbage collector's sight. Raises ConfigError, DataError, TransportError, RefusedError.
     """
@@ -127,6 +131,8 @@ async def serve(
         _log.info("miner_started", hotkey=hotkey, url=url, run_id=spec.run_id, device=str(device))
         if on_listening is not None:
             on_listening(url)
+        if chain is not None:
+            await stack.enter_async_context(_in_background(publish_axon(chain, url)))
         # Modules and parts live as long as the process: walking over them costs pauses, and seconds at the end.
         gc.freeze()
         try:
@@ -154,6 +160,18 @@ def _open_archive(spec: RunSpec, config: MinerConfig, hotkey: Hotkey) -> DiskArc
     for log in archive.kept():
         _log.info("log_found", outer_step=log.commitment.outer_step, num_entries=log.commitment.num_entries)
     return archive
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Work that goes on while the block runs, at most."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _run_spec(http: HttpClient, config: MinerConfig, rng: random.Random, clock: Clock) -> tuple[RunSpec, Hotkey]:

@@ -102,6 +102,7 @@ def outcome(**changes: Any) -> SwarmOutcome:
         "verdicts_failed": 0,
         "scores": {"miner-0": 1e12},
         "chain_weights": {"miner-0": 1.0},
+        "incentives": {"miner-0": 1.0},
         "checkpoint": "checkpoint",
         "plot": "loss.png",
         "seconds": 20.0,

@@ -13,7 +13,7 @@ import pytest
 from orion.cli.processes import ProcessGroup, log_tail
 from orion.common.clock import SystemClock
 
-SERVER = ["chain-stand-in", "--port", "0", "--owner", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"]
+SERVER = ["devnet", "--port", "0"]
 WAIT_S = 30.0
 
 
@@ -40,7 +40,7 @@ def test_stop_ends_children_even_one_that_hangs(group: ProcessGroup) -> None:
 
 
 def test_an_ended_child_is_reported_once_with_its_log(group: ProcessGroup) -> None:
-    child = group.start("broken", ["chain-stand-in", "--port", "99999"], environment())
+    child = group.start("broken", ["devnet", "--port", "99999"], environment())
     child.process.wait(WAIT_S)
     assert group.newly_ended() == [child]
     assert group.newly_ended() == []

@@ -12,9 +12,10 @@ import psutil
 import pytest
 from swarm_kit import WAIT_S, running_swarm, small_run, status_when
 
+from orion.cli.chain_access import open_chain
+from orion.cli.local_subnet import register_more, weights_by_hotkey
 from orion.cli.local_swarm import WALLET_HOTKEY, LocalSwarm
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.net.chain_server import HttpChain
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
 from orion.common.protocol.records import (
@@ -81,6 +82,7 @@ def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) ->
     assert outcome["checks"] > 0
     assert outcome["verdicts_failed"] == 0
     assert sum(outcome["chain_weights"].values()) == pytest.approx(1.0)
+    assert outcome["incentives"] == pytest.approx(outcome["chain_weights"], abs=1e-3), "one validator, one opinion"
     assert Path(outcome["plot"]).read_bytes().startswith(b"\x89PNG")
     assert (Path(outcome["checkpoint"]) / "model.safetensors").is_file()
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
@@ -147,8 +149,7 @@ async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: P
     async with running_swarm(tmp_path, data_root, spec, num_miners=3) as swarm:
         wallets = tmp_path / "run" / "wallets"
         cheat = create_wallet(wallets, "cheat", WALLET_HOTKEY)
-        async with RpcClient(swarm.keys.owner, None) as rpc:
-            await HttpChain(rpc, swarm.chain_url).register(cheat)
+        await register_more(swarm.subnet, swarm.keys.owner_coldkey, cheat)
         config = MinerConfig(
             orchestrator_url=swarm.url,
             data_folder=data_root / spec.data.folder_name(),
@@ -161,7 +162,9 @@ async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: P
         try:
             await status_when(swarm, lambda status: status.finished)
             assert await swarm.validator_ended(60.0)
-            ledger, weights = await ledger_of(swarm), await swarm.chain_weights()
+            ledger = await ledger_of(swarm)
+            async with open_chain(swarm.subnet) as chain:
+                weights = await weights_by_hotkey(chain, hotkey_of(swarm.keys.validator))
         finally:
             with contextlib.suppress(ProcessLookupError):  # the run is over: it may have left by itself
                 process.kill()
@@ -169,5 +172,5 @@ async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: P
     failed = {record.verdict.miner for record in ledger.verdicts if not record.verdict.passed}
     assert failed == {cheat}
     assert Hotkey(cheat) not in weights
-    assert set(weights) <= set(swarm.keys.miners)
+    assert set(weights) <= {hotkey_of(key) for key in swarm.keys.miners.values()}
     assert len(weights) >= 1

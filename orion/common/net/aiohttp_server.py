@@ -1,4 +1,4 @@
-"""The receiving end on aiohttp, for the miner's peers and the chain stand-in; tensors are `tensor_server`'s part.
+"""The receiving end on aiohttp, for the miner's peers; tensors are `tensor_server`'s part.
 
 Owns how requests are read and answered. Every body is bounded before it is read, and every read has a time limit, so
 that neither a large nor a slow sender holds memory.

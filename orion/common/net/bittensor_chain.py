@@ -133,7 +133,6 @@ class BittensorChain:
 
     async def set_weights(self, weights: Mapping[int, float]) -> WeightsReceipt:
         check_weights(weights)
-        await self._check_largest(weights)
         keypair = self._actor
         intent = bittensor.SetWeights(netuid=self._netuid, weights=dict(weights), version_key=SPEC_VERSION)
         try:
@@ -193,15 +192,6 @@ class BittensorChain:
         if self._keypair is None:
             raise ValueError("this chain was opened for reading")
         return self._keypair
-
-    async def _check_largest(self, weights: Mapping[int, float]) -> None:
-        """The SDK would cut what is too large; then the chain would hold other weights than this validator says."""
-        largest = await self._client.ask(lambda client: client.query(Storage.MaxWeightsLimit, [self._netuid]))
-        # One unit of tolerance, for the rounding to u16.
-        if len(weights) > 1 and max(weights.values()) * U16_MAX > (int(largest) + 1) * sum(weights.values()):
-            raise ChainError(
-                ChainErrorCode.WEIGHT_TOO_LARGE, f"no uid may have more than {int(largest) / U16_MAX:g} of all"
-            )
 
     async def _with_time(self, error: ChainError, *, served_block: int | None = None) -> ChainError:
         """The same error with the number of blocks after which it would go well, as far as the chain tells."""

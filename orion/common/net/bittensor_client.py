@@ -23,7 +23,7 @@ READ_TIMEOUT_S: Final = 30.0
 WRITE_TIMEOUT_S: Final = 180.0
 """For a transaction to be included and final: about four blocks of twelve seconds, and as much again and again."""
 _CLOSE_TIMEOUT_S: Final = 2.0
-_ERA_BLOCKS: Final = 16
+_ERA_BLOCKS: Final = 64
 """How long a transaction may wait for inclusion; afterwards it can't come back as a surprise. A power of two."""
 
 
@@ -36,7 +36,7 @@ class BittensorClient:
         self.network = network
         self._fallbacks = list(fallbacks)
         self._client: Any = None
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[Any] | None = None
         self._new_client()  # a network that does not exist should fail at once
 
     async def __aenter__(self) -> "BittensorClient":
@@ -47,6 +47,11 @@ class BittensorClient:
 
     async def close(self) -> None:
         """Ends the connection; the next question opens another."""
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting], timeout=_CLOSE_TIMEOUT_S)
+        await self._drop()
+
+    async def _drop(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(OSError, TimeoutError, bittensor.BittensorError):
@@ -62,10 +67,10 @@ class BittensorClient:
         except bittensor.ChainError as error:
             raise await self._translated(failure(error.name, error.code.value, error.message)) from error
         except TimeoutError as error:
-            await self.close()
+            await self._drop()
             raise TransportError(f"chain {self.network}: no answer within {timeout_s:g} s") from error
         except (bittensor.RpcConnectionError, bittensor.ConnectionNotReady, OSError) as error:
-            await self.close()
+            await self._drop()
             raise TransportError(f"chain {self.network}: {error}") from error
         except bittensor.BittensorError as error:
             raise ChainError(ChainErrorCode.OTHER, str(error)) from error
@@ -92,16 +97,29 @@ class BittensorClient:
 
     async def _translated(self, error: ChainError | TransportError) -> ChainError | TransportError:
         if isinstance(error, TransportError):
-            await self.close()
+            await self._drop()
         return error
 
     async def _connected(self) -> Any:
-        async with self._connecting:
-            if self._client is None:
-                client = self._new_client()
-                await client.connect()
-                self._client = client
+        if self._client is not None:
             return self._client
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+            self._connecting.add_done_callback(self._connecting_ended)
+        # Whoever asks may give up; the SDK leaks a connection that is cancelled while it is made, so it goes on, for
+        # as long as the SDK's own time limit on a handshake.
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Any:
+        client = self._new_client()
+        await client.connect()
+        self._client = client
+        return client
+
+    def _connecting_ended(self, task: asyncio.Task[Any]) -> None:
+        self._connecting = None
+        if not task.cancelled():
+            task.exception()  # was told to whoever still waits
 
     def _new_client(self) -> Any:
         try:

@@ -31,7 +31,7 @@ class Gate:
         clock: Clock,
         admit: Callable[[Hotkey], None] = lambda _: None,
     ) -> None:
-        """`run_digest` is None where there is no run: at the chain stand-in. `admit` raises RefusedError FORBIDDEN for
+        """`run_digest` is None where there is no run. `admit` raises RefusedError FORBIDDEN for
         who may ask nothing at all; without it whoever can sign passes."""
         self._verifier = verifier
         self._run_digest = run_digest

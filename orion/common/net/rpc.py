@@ -31,7 +31,7 @@ class RpcClient:
     """Signs and sends requests for one hotkey. Make it inside a running event loop; close it in the end."""
 
     def __init__(self, keypair: Keypair, run_digest: Digest | None, clock: Clock | None = None) -> None:
-        """`run_digest` is None where there is no run: towards the chain stand-in."""
+        """`run_digest` is None where there is no run."""
         self.http = HttpClient()
         self.hotkey = hotkey_of(keypair)
         self._keypair = keypair

@@ -248,6 +248,12 @@ def create_wallet(wallet_path: Path, wallet_name: str, hotkey_name: str) -> Hotk
     return hotkey_of(load_hotkey(wallet_path, wallet_name, hotkey_name))
 
 
+def load_coldkey(wallet_path: Path, wallet_name: str) -> Keypair:
+    """The coldkey of a wallet that has no password, as `create_wallet` makes them. Blocks."""
+    wallet = bittensor.Wallet(name=wallet_name, path=str(wallet_path))
+    return cast(Keypair, wallet.coldkey)
+
+
 def load_hotkey(wallet_path: Path, wallet_name: str, hotkey_name: str) -> Keypair:
     """The signing key of an existing wallet; needs no coldkey. Raises ConfigError when there is none. Blocks."""
     file = wallet_path / wallet_name / "hotkeys" / hotkey_name

@@ -1,13 +1,34 @@
-"""Chains for the contract suite: a subnet with rules, and hands to let blocks pass and to register and stake."""
+"""Chains for the contract suite: a subnet with rules, and hands to let blocks pass, to register and to set rules."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Protocol
 
-from orion.common.ids import Hotkey
+from orion.common.clock import SystemClock
+from orion.common.net.bittensor_chain import BittensorChain
+from orion.common.net.bittensor_client import BittensorClient
 from orion.common.net.chain import Chain, Hyperparameters
+from orion.common.net.coldkey import RAO, Coldkey
 from orion.common.net.memory_chain import ChainLedger, MemoryChain
-from orion.common.protocol.signing import Keypair, hotkey_of
+from orion.common.protocol.signing import Keypair, hotkey_of, keypair_from_uri
+from orion.devnet.config import DevnetConfig
+from orion.devnet.server import serve_devnet
+
+BLOCK_MS = 50
+ROOT = keypair_from_uri("//Alice")
+_NAMES = MappingProxyType(
+    {
+        "weights_rate_limit_blocks": "weights_set_rate_limit",
+        "serving_rate_limit": "serving_rate_limit",
+        "min_allowed_weights": "min_allowed_weights",
+        "weights_version": "weights_version_key",
+        "commit_reveal": "commit_reveal_weights_enabled",
+        "tempo": "tempo",
+    }
+)
+"""What the chain's root calls the rules that `Hyperparameters` names."""
 
 
 class ChainWorld(Protocol):
@@ -49,10 +70,61 @@ class MemoryWorld:
         self.ledger.advance_to(self.ledger.block + count)
 
 
+class SdkWorld:
+    """A new subnet on a chain that is reached through the SDK, owned by the root."""
+
+    def __init__(self, client: BittensorClient, netuid: int) -> None:
+        self.client = client
+        self.netuid = netuid
+        self.root = Coldkey(client, ROOT)
+
+    def chain_of(self, keypair: Keypair) -> BittensorChain:
+        return BittensorChain(self.client, self.netuid, keypair)
+
+    async def register(self, keypair: Keypair) -> int:
+        return await self.root.register(self.netuid, hotkey_of(keypair))
+
+    async def set_rules(self, **changes: int | bool) -> None:
+        await self.root.set_rules(self.netuid, {_NAMES[name]: value for name, value in changes.items()})
+
+    async def pass_blocks(self, count: int) -> None:
+        until = await self.chain_of(ROOT).block() + count
+        await self.client.ask(lambda sdk: sdk.wait_for_block(until))
+
+
 @asynccontextmanager
-async def memory_world(owner: Hotkey, validator: Keypair) -> AsyncIterator[ChainWorld]:
+async def memory_world(owner: Keypair, validator: Keypair) -> AsyncIterator[ChainWorld]:
     rules = Hyperparameters(tempo=10, weights_rate_limit_blocks=0)
-    ledger = ChainLedger(rules, owner=owner, stakes={hotkey_of(validator): 100.0})
+    ledger = ChainLedger(rules, owner=hotkey_of(owner), stakes={hotkey_of(validator): 100.0})
     ledger.register(hotkey_of(validator))
     ledger.advance_to(rules.tempo)
     yield MemoryWorld(ledger)
+
+
+@asynccontextmanager
+async def sdk_world(url: str, owner: Keypair, validator: Keypair) -> AsyncIterator[SdkWorld]:
+    """A new subnet on the chain at `url`, where //Alice must have TAO and be root."""
+    async with BittensorClient(url) as client:
+        netuid = await Coldkey(client, ROOT).make_subnet(hotkey_of(owner))
+        world = SdkWorld(client, netuid)
+        await asyncio.gather(
+            world.set_rules(tempo=10, weights_rate_limit_blocks=0, commit_reveal=False, min_allowed_weights=1),
+            world.set_rules(serving_rate_limit=0),
+            world.root.start(netuid),
+            world.register(validator),
+        )
+        await world.root.stake(netuid, hotkey_of(validator), 100 * RAO)
+        chain = world.chain_of(validator)
+        while (own := (await chain.metagraph()).neuron_of(hotkey_of(validator))) is None or not own.validator_permit:
+            await world.pass_blocks(1)
+        yield world
+
+
+@asynccontextmanager
+async def devnet_world(owner: Keypair, validator: Keypair) -> AsyncIterator[SdkWorld]:
+    """The same on a development chain in this process."""
+    async with (
+        serve_devnet("127.0.0.1", 0, DevnetConfig(block_ms=BLOCK_MS), SystemClock()) as running,
+        sdk_world(running.url, owner, validator) as world,
+    ):
+        yield world

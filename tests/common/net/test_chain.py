@@ -1,11 +1,12 @@
 """The chain's contract: one suite over every implementation of the seam."""
 
 import math
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
 import pytest
-from chain_worlds import ChainWorld, memory_world
+from chain_worlds import ChainWorld, devnet_world, memory_world, sdk_world
 
 from orion.common.ids import SPEC_VERSION, Hotkey
 from orion.common.net.chain import (
@@ -22,10 +23,25 @@ OWNER, VALIDATOR, MINER0, MINER1, STRANGER = (
 )
 
 
-@pytest.fixture(params=["memory"])
+CHAIN_URL = os.environ.get("ORION_TEST_CHAIN")
+"""A ws:// URL of a node whose //Alice is root and has TAO (docs/DEVNET.md); its blocks should be fast."""
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "devnet",
+        pytest.param("url", marks=pytest.mark.skipif(CHAIN_URL is None, reason="ORION_TEST_CHAIN names no node")),
+    ]
+)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[ChainWorld]:
     async with AsyncExitStack() as stack:
-        yield await stack.enter_async_context(memory_world(hotkey_of(OWNER), VALIDATOR))
+        if request.param == "memory":
+            yield await stack.enter_async_context(memory_world(OWNER, VALIDATOR))
+        elif request.param == "devnet":
+            yield await stack.enter_async_context(devnet_world(OWNER, VALIDATOR))
+        else:
+            yield await stack.enter_async_context(sdk_world(CHAIN_URL or "", OWNER, VALIDATOR))
 
 
 async def set_weights_fault(world: ChainWorld, keypair: Keypair, weights: Mapping[int, float]) -> ChainError:
