@@ -59,6 +59,8 @@ class _Peer:
     """Subscription to the name of its messages."""
     watched: dict[str, bytes] = field(default_factory=dict)
     """Subscription to the hash of the extrinsic that it follows."""
+    greetings: list[tuple[str, str, object]] = field(default_factory=list)
+    """First messages of new subscriptions; they follow the answer that names the subscription, before anything else."""
     is_cut_off: bool = False
 
     def send(self, message: object) -> None:
@@ -121,6 +123,12 @@ class DevnetServer:
                 _log.warning("devnet_peer_cut_off", reason=f"{QUEUE_MAX} messages waited for it")
 
     def _receive(self, peer: _Peer, message: str | bytes) -> None:
+        self._reply(peer, message)
+        for greeting in peer.greetings:
+            peer.notify(*greeting)
+        peer.greetings.clear()
+
+    def _reply(self, peer: _Peer, message: str | bytes) -> None:
         try:
             request = json.loads(message)
         except ValueError as error:
@@ -152,14 +160,12 @@ class DevnetServer:
         if method in _HEADS:
             subscription = self._subscription(peer)
             peer.heads[subscription] = _HEADS[method]
-            # A real node tells the newest head at once; behind the answer, which names the subscription.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(peer.notify, _HEADS[method], subscription, self.chain.head.header())
+            peer.greetings.append((_HEADS[method], subscription, self.chain.head.header()))
             return subscription
         if method == _WATCH:
             subscription = self._subscription(peer)
             peer.watched[subscription] = submit(self.chain, *params[:1])
-            asyncio.get_running_loop().call_soon(peer.notify, "author_extrinsicUpdate", subscription, "ready")
+            peer.greetings.append(("author_extrinsicUpdate", subscription, "ready"))
             return subscription
         if method in _END:
             key = str(params[0]) if params else ""
