@@ -87,10 +87,13 @@ def _block(chain: DevChain, at: object) -> Block | None:
 
 
 def _block_hash(chain: DevChain, number: object = None) -> object:
+    """Of one number, of each in a list, or of the newest block."""
     if isinstance(number, list):
-        return [_block_hash(chain, each) for each in number[:KEYS_PAGE_MAX]]
-    if number is None:
-        return hexadecimal(chain.blocks.head_hash)
+        return [_one_block_hash(chain, each) for each in number[:KEYS_PAGE_MAX]]
+    return hexadecimal(chain.blocks.head_hash) if number is None else _one_block_hash(chain, number)
+
+
+def _one_block_hash(chain: DevChain, number: object) -> object:
     wanted = int(number, 16) if isinstance(number, str) else number
     if not isinstance(wanted, int):
         raise RpcError(INVALID_PARAMS, f"Invalid params: {number!r} is not a block number")

@@ -74,16 +74,17 @@ def _stakes_of(state: Reader, coldkey: str) -> list[dict[str, Any]]:
     return [info for info in found if info["stake"]]
 
 
-def _availability(state: Reader, coldkeys: list[str], netuids: list[int] | None) -> list[tuple[str, Any]]:
+def _availability(state: Reader, coldkeys: list[str], netuids: list[int] | None) -> dict[str, dict[int, Any]]:
     wanted = subnets.netuids(state) if netuids is None else netuids
-    found = []
+    found = {}
     for coldkey in coldkeys:
         held = dict.fromkeys(wanted, 0)
         for info in _stakes_of(state, coldkey):
             if info["netuid"] in held:
                 held[info["netuid"]] += info["stake"]
-        rows = [(n, {"total": alpha, "locked": 0, "available": alpha}) for n, alpha in sorted(held.items())]
-        found.append((coldkey, rows))
+        found[coldkey] = {
+            netuid: {"total": alpha, "locked": 0, "available": alpha} for netuid, alpha in sorted(held.items())
+        }
     return found
 
 
