@@ -11,6 +11,7 @@ Invariants: bounded by `BOUNDARY_PEERS_MAX` neighbours, each with a few sketches
 import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from orion.common.protocol.messages import BoundaryReport, PeerStatistics, Refus
 
 AVERAGE_TENSORS = 64
 """Tensors after which an old one weighs a third; fewer are averaged evenly."""
+LEVEL_TENSORS = 16
+"""Newest tensors of a direction, whoever sent them, whose middle is the level of the moment."""
+LEVEL_TENSORS_MIN = 4
+"""Of these, before there is a level."""
 REPORT_TENSORS = 64
 """New tensors after which a report is due while training goes on; after training any new one makes it due."""
 REPEATS_REMEMBERED = 32
@@ -51,6 +56,7 @@ class _Averages:
     num_tensors: int = 0
     num_refused: int = 0
     log_rms: float = 0.0
+    log_rms_excess: float = 0.0
     cosine_mean: float = 0.0
     cosine_previous: float = 0.0
     repeated_share: float = 0.0
@@ -74,6 +80,8 @@ class BoundaryMonitor:
         self._signs_RK = signs.to(torch.float32) * 2.0 - 1.0
         self._peers: OrderedDict[tuple[Hotkey, Direction], _Averages] = OrderedDict()
         """The longest silent first."""
+        self._newest = {direction: deque[float](maxlen=LEVEL_TENSORS) for direction in Direction}
+        """How loud the newest tensors of all senders were."""
         self._num_new = 0
 
     def measure(self, tensor: Tensor) -> TensorSummary:
@@ -96,6 +104,7 @@ class BoundaryMonitor:
         averages.num_tensors += 1
         share = max(1.0 / averages.num_tensors, 1.0 / AVERAGE_TENSORS)
         averages.log_rms += share * (summary.log_rms - averages.log_rms)
+        averages.log_rms_excess += share * (self._excess(direction, summary.log_rms) - averages.log_rms_excess)
         averages.repeated_share += share * ((summary.fingerprint in averages.newest) - averages.repeated_share)
         averages.newest.append(summary.fingerprint)
         if averages.mean is None or averages.previous is None:
@@ -128,6 +137,7 @@ class BoundaryMonitor:
                     num_tensors=averages.num_tensors,
                     num_refused=averages.num_refused,
                     log_rms=round(averages.log_rms, _DECIMALS),
+                    log_rms_excess=round(averages.log_rms_excess, _DECIMALS),
                     cosine_mean=round(averages.cosine_mean, _DECIMALS),
                     cosine_previous=round(averages.cosine_previous, _DECIMALS),
                     repeated_share=round(averages.repeated_share, _DECIMALS),
@@ -139,6 +149,13 @@ class BoundaryMonitor:
     def reported(self) -> None:
         """The newest report was heard."""
         self._num_new = 0
+
+    def _excess(self, direction: Direction, log_rms: float) -> float:
+        """How far a tensor is above the middle of the newest ones before it, whoever sent them."""
+        newest = self._newest[direction]
+        excess = log_rms - median_low(newest) if len(newest) >= LEVEL_TENSORS_MIN else 0.0
+        newest.append(log_rms)
+        return excess
 
     def _of(self, peer: Hotkey, direction: Direction) -> _Averages:
         self._num_new += 1

@@ -40,7 +40,7 @@ class Measure:
 
 
 MEASURES = (
-    Measure("log_rms", 0.02),
+    Measure("log_rms_excess", 0.02),
     Measure("cosine_mean", 0.02),
     Measure("cosine_previous", 0.02),
     Measure("repeated_share", 0.01),
@@ -133,8 +133,8 @@ def _num_offered(peer: PeerStatistics) -> int:
 
 def _value(peer: PeerStatistics, name: str) -> float:
     match name:
-        case "log_rms":
-            return peer.log_rms
+        case "log_rms_excess":
+            return peer.log_rms_excess
         case "cosine_mean":
             return peer.cosine_mean
         case "cosine_previous":

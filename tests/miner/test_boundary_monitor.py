@@ -65,6 +65,39 @@ def test_old_tensors_fade() -> None:
     assert seen.log_rms == pytest.approx(told([10.0 * honest(seed) for seed in range(60)]).log_rms, abs=0.05)
 
 
+def test_loudness_is_compared_with_what_others_sent_at_that_time() -> None:
+    monitor = BoundaryMonitor(1)
+    rare = [0, 1, 2, 3]
+    for number in range(60):
+        # Everybody grows louder by the same; OTHER is always a tenth louder, and PEER only sends at the beginning.
+        scale = math.exp(number / 20)
+        if number in rare:
+            monitor.took(PEER, Direction.ACTIVATION, monitor.measure(scale * honest(number)))
+        monitor.took(hotkey_of(0, 2), Direction.ACTIVATION, monitor.measure(scale * honest(100 + number)))
+        monitor.took(OTHER, Direction.ACTIVATION, monitor.measure(1.1 * scale * honest(200 + number)))
+    report = monitor.due_report(0, Phase.UPLOAD)
+    assert report is not None
+    seen = {peer.peer: peer for peer in report.peers}
+    usual = seen[hotkey_of(0, 2)]
+    assert seen[OTHER].log_rms_excess - usual.log_rms_excess == pytest.approx(math.log(1.1), abs=0.06)
+    assert usual.log_rms - seen[PEER].log_rms > 1.0
+    # The level lags a little behind what grows, and lagged less at the beginning.
+    assert abs(seen[PEER].log_rms_excess - usual.log_rms_excess) < 0.5
+
+
+def test_a_deafening_sender_does_not_make_the_others_quiet() -> None:
+    monitor = BoundaryMonitor(1)
+    for number in range(60):
+        monitor.took(PEER, Direction.ACTIVATION, monitor.measure(1e20 * honest(number)))
+        monitor.took(OTHER, Direction.ACTIVATION, monitor.measure(honest(100 + number)))
+        monitor.took(hotkey_of(0, 2), Direction.ACTIVATION, monitor.measure(honest(200 + number)))
+    report = monitor.due_report(0, Phase.UPLOAD)
+    assert report is not None
+    excess = {peer.peer: peer.log_rms_excess for peer in report.peers}
+    assert excess[PEER] > 40.0
+    assert abs(excess[OTHER] - excess[hotkey_of(0, 2)]) < 0.2
+
+
 def test_a_sender_cannot_aim_at_the_sketch_and_receivers_agree_about_it() -> None:
     tensors = [honest(seed) for seed in range(40)]
     cosines = [told(tensors, seed).cosine_previous for seed in range(6)]

@@ -17,6 +17,7 @@ def report_of(outer_step: int, peer: Hotkey) -> BoundaryReport:
         num_tensors=4,
         num_refused=1,
         log_rms=-0.5,
+        log_rms_excess=0.0,
         cosine_mean=0.5,
         cosine_previous=0.4,
         repeated_share=0.0,

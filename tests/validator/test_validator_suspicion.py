@@ -18,7 +18,7 @@ STAGES = {hotkey(stage, replica): stage for stage in range(3) for replica in ran
 MIDDLE = [name for name, stage in STAGES.items() if stage == 1]
 LAST = [name for name, stage in STAGES.items() if stage == 2]
 FIRST = [name for name, stage in STAGES.items() if stage == 0]
-USUAL = {"log_rms": -0.5, "cosine_mean": 0.4, "cosine_previous": 0.3, "repeated_share": 0.0}
+USUAL = {"log_rms": -0.5, "log_rms_excess": 0.0, "cosine_mean": 0.4, "cosine_previous": 0.3, "repeated_share": 0.0}
 
 
 def statistics(peer: Hotkey, direction: Direction = Direction.ACTIVATION, **fields: float) -> PeerStatistics:
@@ -54,8 +54,8 @@ def effect(name: Hotkey, lower: float, confirmed: float = 1.0) -> MemberEffect:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"log_rms": -0.1},
-        {"log_rms": -0.9},
+        {"log_rms_excess": 0.4},
+        {"log_rms_excess": -0.4},
         {"cosine_mean": 0.0},
         {"cosine_previous": 1.0},
         {"repeated_share": 0.5},
@@ -72,12 +72,12 @@ def test_the_odd_one_among_replicas_is_suspicious_and_nobody_else(fields: dict[s
 
 def test_gradients_show_the_odd_one_too() -> None:
     odd = MIDDLE[2]
-    records = [record(reporter, {odd: {"log_rms": 3.0}}, Direction.GRADIENT) for reporter in FIRST]
+    records = [record(reporter, {odd: {"log_rms_excess": 3.0}}, Direction.GRADIENT) for reporter in FIRST]
     assert set(suspicions([], records, STAGES)) == {odd}
 
 
 def test_what_all_replicas_share_is_not_odd() -> None:
-    everybody = {name: {"log_rms": 5.0, "cosine_mean": -1.0} for name in MIDDLE}
+    everybody = {name: {"log_rms_excess": 5.0, "cosine_mean": -1.0} for name in MIDDLE}
     records = [record(reporter, everybody) for reporter in LAST[:1]] + [record(reporter, {}) for reporter in LAST[1:]]
     assert suspicions([], records, STAGES) == {}
 
@@ -86,32 +86,32 @@ def test_what_all_replicas_share_is_not_odd() -> None:
     st.integers(2, 4),
     st.integers(1, 3),
     st.floats(-100, 100),
-    st.sampled_from(["log_rms", "cosine_mean", "repeated_share"]),
+    st.sampled_from(["log_rms_excess", "cosine_mean", "repeated_share"]),
 )
 def test_less_than_half_of_the_receivers_frame_nobody(
     num_reporters: int, num_liars: int, value: float, name: str
 ) -> None:
-    lie = {MIDDLE[0]: {name: value if name == "log_rms" else abs(value) / 100}}
+    lie = {MIDDLE[0]: {name: value if name == "log_rms_excess" else abs(value) / 100}}
     liars = min(num_liars, num_reporters // 2)
     records = [record(reporter, lie if place < liars else {}) for place, reporter in enumerate(LAST[:num_reporters])]
     assert suspicions([], records, STAGES) == {}
 
 
 def test_a_single_receiver_is_not_believed() -> None:
-    odd = {MIDDLE[0]: {"log_rms": 9.0}}
+    odd = {MIDDLE[0]: {"log_rms_excess": 9.0}}
     assert oddness([record(LAST[0], odd)], STAGES) == {}
     assert MIDDLE[0] in suspicions([], [record(reporter, odd) for reporter in LAST[:2]], STAGES)
 
 
 def test_of_two_replicas_both_are_looked_at() -> None:
     pair = MIDDLE[:2]
-    records = [record(reporter, {pair[0]: {"log_rms": 1.0}}, senders=pair) for reporter in LAST]
+    records = [record(reporter, {pair[0]: {"log_rms_excess": 1.0}}, senders=pair) for reporter in LAST]
     found = suspicions([], records, STAGES)
     assert found[pair[0]] == found[pair[1]] >= 1.0
 
 
 def test_reports_from_or_about_elsewhere_count_for_nothing() -> None:
-    odd = {MIDDLE[0]: {"log_rms": 9.0}}
+    odd = {MIDDLE[0]: {"log_rms_excess": 9.0}}
     moved = {**STAGES, **dict.fromkeys(LAST, 1)}
     assert suspicions([], [record(reporter, odd) for reporter in LAST], moved) == {}
     # Members of the same stage, or behind, never were sent its activations.
@@ -123,7 +123,7 @@ def test_reports_from_or_about_elsewhere_count_for_nothing() -> None:
 
 def test_few_tensors_say_little() -> None:
     def told(num_tensors: int) -> dict[Hotkey, float]:
-        fields = {MIDDLE[0]: {"log_rms": -0.3, "num_tensors": num_tensors}}
+        fields = {MIDDLE[0]: {"log_rms_excess": 0.2, "num_tensors": num_tensors}}
         return oddness([record(reporter, fields) for reporter in LAST], STAGES)
 
     assert told(1000)[MIDDLE[0]] >= ODDNESS_MIN > told(5)[MIDDLE[0]]
@@ -133,5 +133,5 @@ def test_few_tensors_say_little() -> None:
 def test_clasp_alarms_are_suspicions_and_the_larger_sign_counts() -> None:
     found = suspicions([effect(MIDDLE[0], 0.3), effect(MIDDLE[1], -0.1), effect(LAST[0], 0.3, 0.1)], [], STAGES)
     assert found == {MIDDLE[0]: pytest.approx(4.0)}
-    glaring = [record(reporter, {MIDDLE[0]: {"log_rms": 90.0}}) for reporter in LAST]
+    glaring = [record(reporter, {MIDDLE[0]: {"log_rms_excess": 90.0}}) for reporter in LAST]
     assert suspicions([effect(MIDDLE[0], 0.3)], glaring, STAGES) == {MIDDLE[0]: SUSPICION_MAX}

@@ -157,6 +157,9 @@ class PeerStatistics(Message):
     """Admitted and then refused because they were not finite, not as described or not as digested."""
     log_rms: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
     """Natural logarithm of the root mean square of a tensor's values."""
+    log_rms_excess: Annotated[float, Field(ge=-200, le=200, allow_inf_nan=False)]
+    """How far it was above what all neighbours sent in that direction at about that time: so that a sender of whom
+    little came lately can be compared, although activations and gradients grow or shrink."""
     cosine_mean: Cosine
     """Between a tensor and the mean direction of those before it."""
     cosine_previous: Cosine
