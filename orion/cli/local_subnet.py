@@ -25,9 +25,12 @@ RULES: Mapping[str, int | bool] = {
     "commit_reveal_weights_enabled": False,
     "min_allowed_weights": 1,
     "immunity_period": 10_000,
+    "max_allowed_validators": 1,
+    "activity_cutoff_factor": 1_000_000,
 }
 """Epochs of a few seconds, so that permits, weights and incentive come within a short run; open weights, so that they
-can be read at its end."""
+can be read at its end. One permit: what miners earn is staked, and would soon give them one too. Weights count for a
+thousand epochs (the factor is per mille of the tempo), so that a swarm that is kept still shows who earns what."""
 _OWNER_FUNDS_RAO = 100_000 * RAO
 _VALIDATOR_STAKE_RAO = 1_000 * RAO
 _POLL_S = 0.2
