@@ -46,7 +46,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def process_named(swarm: LocalSwarm, name: str) -> psutil.Process:
-    (child,) = (child for child in swarm.children if child.name == name)
+    """The newest of that name."""
+    *_, child = (child for child in swarm.children if child.name == name)
     return psutil.Process(child.process.pid)
 
 
@@ -142,6 +143,35 @@ async def test_a_newcomer_is_useful_after_the_next_outer_step(tmp_path: Path, da
     assert work, "the newcomer earned nothing"
     assert work[0].num_microbatches > 0
     assert later.anchors_equal
+
+
+async def test_a_miner_that_is_killed_and_started_again_answers_for_what_it_committed_to(
+    tmp_path: Path, data_root: Path
+) -> None:
+    """It is its stage's only one, so that the run waits for it, and it goes on with its log."""
+    rules = {"checks_per_outer_step": 2, "commit_s": 0.1, "replay_ops_max": 200}
+    limits = {"member_s": 6.0, "transfer_grace_s": 10.0, "train_s": 140.0, "microbatch_s": 20.0}
+    spec = small_run(replicas=1, outer_steps=3, inner_steps=16, validation=rules, time_limits=limits)
+    share = spec.inner_steps * spec.microbatches_per_step
+    async with running_swarm(tmp_path, data_root, spec) as swarm:
+        victim = hotkey_of(swarm.keys.miners["miner-1"])
+        await status_when(swarm, lambda status: share + 4 <= status.microbatches_applied)
+        process = process_named(swarm, "miner-1")
+        process.send_signal(signal.SIGKILL)
+        killed = await status_when(swarm, lambda status: status.outer_step == 1)
+        await asyncio.to_thread(process.wait)
+        swarm.restart_miner("miner-1")
+        status = await status_when(swarm, lambda status: status.finished)
+        assert await swarm.validator_ended(60.0)
+        ledger = await ledger_of(swarm)
+        log = (tmp_path / "run" / "logs" / "miner-1.log").read_text()
+        archive = b"".join(path.read_bytes() for path in (tmp_path / "run" / "state").glob(f"miners/{victim}/*/*1.log"))
+    assert killed.microbatches_applied < 2 * share, "it was killed when the outer step was over"
+    assert "event=log_found outer_step=1" in log
+    assert b'"operation":"begin_anew"' in archive
+    assert status.num_verdicts_failed == 0, status.notices
+    on_victim = {record.verdict.outer_step for record in ledger.verdicts if record.verdict.miner == victim}
+    assert 1 in on_victim, "it was not checked on the outer step in which it was killed"
 
 
 async def test_a_miner_that_sends_noise_is_caught_and_gets_no_weight(tmp_path: Path, data_root: Path) -> None:
