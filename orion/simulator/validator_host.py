@@ -10,6 +10,7 @@ import torch
 
 from orion.common.ids import Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.ledger_reader import LedgerReader
 from orion.common.net.memory_chain import MemoryChain
 from orion.common.offload import in_place
 from orion.common.protocol.messages import Feed
@@ -43,6 +44,7 @@ class ValidatorHost(Host):
             SimulatedRpc(hotkey),
             AnchorLoader(orchestrator, objects, world.spec, in_place),
             MemoryChain(world.ledger, hotkey),
+            ledger=LedgerReader(orchestrator, world.spec, None, in_place),
             objects=objects,
             tokens=world.tokens,
             device=HOST_DEVICE,

@@ -53,6 +53,8 @@ from orion.validator.events import (
     ReductionUnavailable,
     ReplayEnded,
     ReplayUnavailable,
+    ScoresSent,
+    SendScores,
     SendVerdict,
     SignsArrived,
     Ticked,
@@ -177,8 +179,9 @@ class ValidatorCore:
             case MetagraphArrived():
                 self._errands.succeeded(FetchMetagraph())
                 self._duty.on_view(event.view, now_s)
-            case VerdictSent():
-                self._errands.succeeded(SendVerdict(event.verdict))
+            case VerdictSent() | ScoresSent():
+                sent = SendVerdict(event.verdict) if isinstance(event, VerdictSent) else SendScores(event.sheet)
+                self._errands.succeeded(sent)
             case WeightsSet():
                 self._notices += self._duty.on_set()
             case WeightsRefused():
@@ -238,6 +241,9 @@ class ValidatorCore:
         if isinstance(event.effect, SendVerdict):
             missing = {"miner": event.effect.verdict.miner, "detail": event.detail}
             self._notices.append(Notice("warning", "verdict_not_sent", missing))
+            return
+        if isinstance(event.effect, SendScores):
+            self._notices.append(Notice("warning", "scores_not_sent", {"detail": event.detail}))
             return
         if current is not None and current.targets is None and not isinstance(event, ChainFailed):
             current.targets = []

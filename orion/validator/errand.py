@@ -2,17 +2,9 @@
 
 from dataclasses import dataclass
 
-from orion.validator.events import (
-    FetchCommitments,
-    FetchLedger,
-    FetchMerge,
-    FetchMetagraph,
-    FetchSigns,
-    SendVerdict,
-    SetWeights,
-)
+from orion.validator.events import FetchLedger, FetchMetagraph, OrchestratorErrand, SendVerdict, SetWeights
 
-Errandable = FetchCommitments | FetchLedger | FetchMerge | FetchSigns | SendVerdict | FetchMetagraph | SetWeights
+Errandable = OrchestratorErrand | FetchMetagraph | SetWeights
 
 PAUSE_S = 1.0
 """After the first failure; doubles with each further one."""

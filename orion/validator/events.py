@@ -11,6 +11,7 @@ nothing.
 | FetchMerge | MergeArrived, OrchestratorFailed |
 | FetchSigns | SignsArrived, OrchestratorFailed |
 | SendVerdict | VerdictSent, OrchestratorFailed |
+| SendScores | ScoresSent, OrchestratorFailed |
 | FetchLog | LogArrived, LogFailed |
 | FetchEvidence | EvidenceArrived, EvidenceFailed |
 | Replay | ReplayEnded, ReplayUnavailable |
@@ -45,6 +46,7 @@ from orion.common.protocol.records import (
     LogRequest,
     MergeRecord,
     Pathways,
+    ScoreSheet,
     Verdict,
 )
 
@@ -256,6 +258,11 @@ class ReductionUnavailable:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoresSent:
+    sheet: ScoreSheet
+
+
+@dataclass(frozen=True, slots=True)
 class VerdictSent:
     verdict: Verdict
 
@@ -340,6 +347,13 @@ class SendVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class SendScores:
+    """Publish what the weights are made of."""
+
+    sheet: ScoreSheet
+
+
+@dataclass(frozen=True, slots=True)
 class FetchMetagraph:
     """Read the subnet's slots and hyperparameters into a ChainView."""
 
@@ -359,7 +373,7 @@ class Notice:
     fields: Mapping[str, object]
 
 
-OrchestratorErrand = FetchCommitments | FetchLedger | FetchMerge | FetchSigns | SendVerdict
+OrchestratorErrand = FetchCommitments | FetchLedger | FetchMerge | FetchSigns | SendVerdict | SendScores
 """What the orchestrator is asked."""
 
 
@@ -400,6 +414,7 @@ Event = (
     | ReductionEnded
     | ReductionUnavailable
     | VerdictSent
+    | ScoresSent
     | MetagraphArrived
     | WeightsSet
     | WeightsRefused
@@ -417,6 +432,7 @@ Effect = (
     | Replay
     | Reduce
     | SendVerdict
+    | SendScores
     | FetchMetagraph
     | SetWeights
     | Notice

@@ -34,6 +34,7 @@ from orion.common.protocol.records import (
     Ledger,
     MergeRecord,
     Pathways,
+    ScoreSheet,
     Verdict,
 )
 from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
@@ -72,6 +73,8 @@ from orion.validator.events import (
     ReplayEnded,
     ReplayTask,
     ReplayUnavailable,
+    ScoresSent,
+    SendScores,
     SendVerdict,
     SetWeights,
     SignsArrived,
@@ -90,8 +93,6 @@ class Orchestrator(Protocol):
 
     async def commitments(self, outer_step: int) -> Commitments: ...
 
-    async def ledger(self, from_outer_step: int) -> Ledger: ...
-
     async def merge(self, stage_index: int, outer_step: int) -> MergeRecord: ...
 
     async def pathways(self, outer_step: int, offset: int) -> Pathways: ...
@@ -99,6 +100,14 @@ class Orchestrator(Protocol):
     async def boundaries(self, after: Hotkey | None) -> Boundaries: ...
 
     async def verdict(self, verdict: Verdict) -> Done: ...
+
+    async def scores(self, sheet: ScoreSheet) -> Done: ...
+
+
+class LedgerSource(Protocol):
+    """What follows from the public ledger (`LedgerReader`)."""
+
+    async def ledger(self, from_outer_step: int) -> Ledger: ...
 
 
 class Miners(Protocol):
@@ -123,6 +132,7 @@ class Hands:
         anchors: AnchorLoader,
         chain: Chain,
         *,
+        ledger: LedgerSource,
         objects: ObjectSource,
         tokens: TokenSource,
         device: torch.device,
@@ -135,6 +145,7 @@ class Hands:
         self._orchestrator = orchestrator
         self._miners = miners
         self._anchors = anchors
+        self._ledger = ledger
         self._objects = objects
         self._chain = chain
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
@@ -144,7 +155,7 @@ class Hands:
     async def carry_out(self, effect: Effect) -> Event | None:
         """Does it, and gives the event that it ends as; a notice ends as nothing."""
         match effect:
-            case FetchCommitments() | FetchLedger() | FetchMerge() | FetchSigns() | SendVerdict():
+            case FetchCommitments() | FetchLedger() | FetchMerge() | FetchSigns() | SendVerdict() | SendScores():
                 return await self._ask_orchestrator(effect)
             case FetchLog():
                 return await self._fetch_log(effect)
@@ -169,7 +180,7 @@ class Hands:
                         effect.outer_step, await self._orchestrator.commitments(effect.outer_step)
                     )
                 case FetchLedger():
-                    return LedgerArrived(await self._orchestrator.ledger(effect.from_outer_step))
+                    return LedgerArrived(await self._ledger.ledger(effect.from_outer_step))
                 case FetchMerge():
                     record = await self._orchestrator.merge(effect.stage_index, effect.outer_step)
                     return MergeArrived(record)
@@ -178,9 +189,12 @@ class Hands:
                 case SendVerdict():
                     await self._orchestrator.verdict(effect.verdict)
                     return VerdictSent(effect.verdict)
+                case SendScores():
+                    await self._orchestrator.scores(effect.sheet)
+                    return ScoresSent(effect.sheet)
         except TransportError as error:
             return OrchestratorFailed(effect, str(error), retry=True)
-        except RefusedError as error:
+        except (RefusedError, DataError) as error:  # a ledger that cannot be true is no ground for pay
             return OrchestratorFailed(effect, str(error), retry=_may_pass(error))
 
     async def _read_signs(self, effect: FetchSigns) -> SignsArrived:

@@ -14,6 +14,7 @@ from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.net.chain import Chain
 from orion.common.net.data_client import open_data
 from orion.common.net.http import HttpClient
+from orion.common.net.ledger_reader import LedgerReader
 from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.retry import RetryPolicy, retrying
@@ -59,6 +60,7 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
             rpc,
             anchors,
             chain,
+            ledger=LedgerReader(orchestrator, spec, orchestrator_hotkey),
             objects=objects,
             tokens=tokens,
             device=device,

@@ -5,8 +5,8 @@ the subnet afresh, so that it never acts on what it knew before it had to wait.
 """
 
 from orion.common.config import RunSpec
-from orion.common.ledger.scoring import scores, window_start
-from orion.common.ledger.weights import chain_weights
+from orion.common.ledger.scoring import window_start
+from orion.common.ledger.sheet import make_sheet, weights_of
 from orion.common.protocol.records import Ledger
 from orion.validator.errand import Errands
 from orion.validator.events import (
@@ -16,6 +16,7 @@ from orion.validator.events import (
     FetchMetagraph,
     Notice,
     OrchestratorFailed,
+    SendScores,
     SetWeights,
     WeightsRefused,
 )
@@ -120,17 +121,13 @@ class WeightDuty:
             if blocks_left > 0:
                 self._wait(blocks_left * view.block_s, now_s)
                 return []
-        weights = chain_weights(
-            scores(ledger, self._spec),
-            view.uids,
-            view.owner_uid,
-            self._spec.validation.burn_share,
-            view.weight_max,
-        )
+        sheet = make_sheet(ledger, self._spec, view.uids, view.owner_uid, view.weight_max)
+        weights = weights_of(sheet)
         if not weights:
             return [self._abandon("empty", "nobody with a slot has earned anything yet")]
         self._is_due = False
         self._setting = SetWeights(weights)
+        self._errands.add(SendScores(sheet))
         self._errands.add(self._setting)
         return []
 

@@ -11,6 +11,8 @@ from orion.common.net.chain import Hyperparameters, Metagraph
 from orion.common.net.memory_chain import ChainLedger, MemoryChain
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
+from orion.common.protocol.messages import RefusalCode
+from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, hotkey_of, keypair_from_uri
 from orion.orchestrator.config import OrchestratorConfig
 from orion.orchestrator.service import serve
@@ -72,11 +74,27 @@ async def orchestrator(config: OrchestratorConfig, spec: RunSpec, chain: Watched
     try:
         for _ in range(2):
             await chain.reads.get()
+        await _until_known(url, spec)
         yield url
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def _until_known(url: str, spec: RunSpec) -> None:
+    """Returns once the orchestrator has decided on what it read: then the validator may ask."""
+    async with asyncio.timeout(30.0), client(VALIDATOR_KEY, url, spec) as api:
+        while True:
+            try:
+                await api.feed(0, 0.0)
+                return
+            except RefusedError as error:
+                if error.code is RefusalCode.BUSY:
+                    return  # it goes on from a journal, in which everybody is known, and takes nothing yet
+                if error.code is not RefusalCode.FORBIDDEN:
+                    raise
+                await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -101,6 +101,7 @@ def hands_of(orchestrator: PagedOrchestrator) -> Hands:
         nothing,  # type: ignore[arg-type]
         nothing,  # type: ignore[arg-type]
         nothing,  # type: ignore[arg-type]
+        ledger=nothing,  # type: ignore[arg-type]
         objects=nothing,  # type: ignore[arg-type]
         tokens=Tokens(),
         device=CPU,

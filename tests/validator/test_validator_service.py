@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from aiohttp import web
 from blake3 import blake3
+from ledger_kit import SignedLedger
 from validator_world import Cheat, WorkingMiner, answer_to, make_feed, make_spec, trained
 
 from orion.common.clock import SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
-from orion.common.ids import Digest, Hotkey, Phase
+from orion.common.ids import Hotkey, Phase
+from orion.common.ledger.reading import LedgerReading
+from orion.common.ledger.sheet import differences
 from orion.common.net.aiohttp_server import GATE, build_app, json_answer, serve, signed_json
 from orion.common.net.chain import Hyperparameters
 from orion.common.net.gate import Gate
@@ -22,6 +25,7 @@ from orion.common.net.memory_chain import ChainLedger, MemoryChain
 from orion.common.net.tensor_server import tensor_answer
 from orion.common.protocol import routes
 from orion.common.protocol.codec import encode
+from orion.common.protocol.entries import EntriesQuery, Said
 from orion.common.protocol.messages import (
     Done,
     Feed,
@@ -33,15 +37,13 @@ from orion.common.protocol.records import (
     CommitmentRecord,
     Commitments,
     EvidenceRequest,
-    Ledger,
-    LedgerQuery,
     LogRequest,
+    ScoreSheet,
     Verdict,
     VerdictRecord,
-    WorkRecord,
 )
 from orion.common.protocol.refusals import refused
-from orion.common.protocol.signing import Keypair, Verifier, hotkey_of, keypair_from_uri
+from orion.common.protocol.signing import Keypair, Verifier, hotkey_of, keypair_from_uri, proof_of
 from orion.common.train.data import TokenDataset
 from orion.common.train.data_index import DatasetIndex, SourceInfo, TokenizerInfo
 from orion.common.train.shard_writer import ShardWriter
@@ -87,7 +89,12 @@ class OrchestratorStandIn:
         self.spec, self.miners, self.data = spec, miners, data
         self.urls: dict[Hotkey, str] = {}
         self.verdicts: list[VerdictRecord] = []
+        self.sheets: list[ScoreSheet] = []
         self.files: list[str] = []
+        self.ledger = SignedLedger(spec)
+        self.ledger.keys = [[key] for key in MINER_KEYS]
+        self.ledger.train(7)
+        self.ledger.merge()
         self.was_asked = asyncio.Event()
         self.app = build_app(Gate(Verifier(hotkey_of(ORCHESTRATOR)), spec.digest, SystemClock()))
         self.app.add_routes(
@@ -96,8 +103,9 @@ class OrchestratorStandIn:
                 web.get(routes.FEED, self.feed),
                 web.get(routes.DATA + "/{name}", self.file),
                 web.post(routes.COMMITMENTS, self.commitments),
-                web.post(routes.LEDGER, self.ledger),
+                web.post(routes.ENTRIES, self.entries),
                 web.post(routes.VERDICT, self.verdict),
+                web.post(routes.SCORES, self.scores),
             ]
         )
 
@@ -135,28 +143,25 @@ class OrchestratorStandIn:
         )
         return json_answer(Commitments(records=records))
 
-    async def ledger(self, request: web.Request) -> web.Response:
-        await signed_json(request, LedgerQuery)
-        work = tuple(
-            WorkRecord(
-                hotkey=name,
-                stage_index=miner.stage_index,
-                outer_step=0,
-                num_microbatches=7,
-                num_committed=7,
-                merge=None,
-                flops=7.0,
-            )
-            for name, miner in self.miners.items()
-        )
-        return json_answer(
-            Ledger(num_entries=1, digest=Digest("0" * 64), outer_step=1, work=work, verdicts=tuple(self.verdicts))
-        )
+    async def entries(self, request: web.Request) -> web.Response:
+        query = EntriesQuery.model_validate_json(await request.read())
+        return json_answer(self.ledger.page(query.from_sequence))
 
     async def verdict(self, request: web.Request) -> web.Response:
         sender, verdict = await signed_json(request, Verdict)
         self.verdicts.append(VerdictRecord(validator=sender, verdict=verdict))
+        self._keep(request, sender, verdict)
         return json_answer(Done())
+
+    async def scores(self, request: web.Request) -> web.Response:
+        sender, sheet = await signed_json(request, ScoreSheet)
+        self.sheets.append(sheet)
+        self._keep(request, sender, sheet)
+        return json_answer(Done())
+
+    def _keep(self, request: web.Request, sender: Hotkey, message: Verdict | ScoreSheet) -> None:
+        proof = proof_of(request.headers, request.raw_path)
+        self.ledger.fact(Said(hotkey=sender, stage_index=None, message=message, proof=proof))
 
 
 @asynccontextmanager
@@ -217,6 +222,12 @@ async def test_a_run_is_validated_to_its_end(tmp_path: Path, data_is_there: bool
     weights = ledger.weights_of(hotkey_of(VALIDATOR))
     uids = {neuron.hotkey: neuron.uid for neuron in ledger.metagraph().neurons}
     assert set(weights) == {uids[name] for name in honest}
+    sheet = orchestrator.sheets[-1]
+    assert {share.hotkey for share in sheet.shares if share.score > 0} == honest
+    reading = LedgerReading(spec)
+    for entry in orchestrator.ledger.entries[: sheet.num_entries]:
+        reading.take(entry)
+    assert differences(sheet, reading.summary(), spec) == []
     assert bool(orchestrator.files) != data_is_there
 
 

@@ -34,6 +34,7 @@ from orion.common.protocol.records import (
     LogRequest,
     MergeRecord,
     Pathways,
+    ScoreSheet,
     Verdict,
     VerdictRecord,
     WorkRecord,
@@ -72,6 +73,8 @@ from orion.validator.events import (
     Replay,
     ReplayEnded,
     ReplayUnavailable,
+    ScoresSent,
+    SendScores,
     SendVerdict,
     SetWeights,
     SignsArrived,
@@ -398,6 +401,7 @@ class World:
     verdicts: dict[Hotkey, Verdict] = field(default_factory=dict)
     weights: list[Mapping[int, float]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    sheets: list[ScoreSheet] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -463,6 +467,9 @@ class World:
             case SendVerdict():
                 self.verdicts[effect.verdict.miner] = effect.verdict
                 return VerdictSent(effect.verdict)
+            case SendScores():
+                self.sheets.append(effect.sheet)
+                return ScoresSent(effect.sheet)
 
     def _answer_of_chain(self, effect: FetchMetagraph | SetWeights) -> Event | None:
         if self.view is None:

@@ -166,22 +166,30 @@ class LedgerBook:
         """Does what follows from an entry. Raises DataError for one that cannot come here in any true ledger."""
         match fact:
             case OuterStepOpened():
+                if fact.outer_step != (self.outer_step + 1 if self.steps else 0):
+                    raise DataError(f"entry {sequence}: outer step {fact.outer_step} cannot be opened now")
                 self.steps[fact.outer_step] = StepLedger()
                 self.outer_step = max(self.outer_step, fact.outer_step)
             case TripsLeased():
                 trips = self._step(fact.outer_step).trips
                 for trip in fact.trips:
+                    if trip.microbatch_id in trips:
+                        raise DataError(f"entry {sequence}: trip {trip.microbatch_id} was leased before")
                     trips[trip.microbatch_id] = TripEvidence(fact.outer_step, fact.lessee)
             case TripsDied():
                 trips = self._step(fact.outer_step).trips
                 for microbatch_id in fact.microbatch_ids:
-                    if microbatch_id not in trips:
-                        raise DataError(f"entry {sequence}: no trip {microbatch_id} was leased")
-                    trips[microbatch_id].outcome = Outcome.CANCELLED
+                    trip_left = trips.get(microbatch_id)
+                    if trip_left is None or trip_left.outcome is not None:
+                        raise DataError(f"entry {sequence}: trip {microbatch_id} is not under way")
+                    trip_left.outcome = Outcome.CANCELLED
             case RecordsClosed():
                 self._forget_before(fact.trips_before, fact.work_before)
             case MergeSettled():
-                self._step(fact.outer_step).merges[fact.stage_index] = fact
+                merges = self._step(fact.outer_step).merges
+                if fact.stage_index in merges:
+                    raise DataError(f"entry {sequence}: this merge was settled before")
+                merges[fact.stage_index] = fact
             case Said():
                 return self._hear(sequence, fact)
         return Taken(num_taken=1)
