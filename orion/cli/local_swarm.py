@@ -24,7 +24,7 @@ START_TIMEOUT_S = 60.0
 DISK_FREE_BYTES_MIN = 1_000_000_000
 HOST = "127.0.0.1"
 MINER_HOST = "127.0.0.2"
-"""Loopback as well; the chain keeps no 127.0.0.1 as an address."""
+"""Loopback as well; the chain keeps no 127.0.0.1 as an address. Where there is none, miners publish nothing."""
 BLOCK_S = 0.5
 WALLET_HOTKEY = "default"
 RESTARTS_MAX = 3
@@ -126,6 +126,7 @@ class LocalSwarm:
         self.subnet = Subnet(f"ws://{HOST}:{chain_port}", NETUID)
         self.url = f"http://{HOST}:{_check_port(port) if port else any_port}"
         self._miner_ports = dict(zip(keys.miners, miner_ports, strict=True))
+        self._miner_host = MINER_HOST if _can_listen(MINER_HOST) else HOST
         self._paths = paths
         self._device = device
         self._environment = environment
@@ -234,9 +235,9 @@ class LocalSwarm:
             "--orchestrator",
             self.url,
             *self._wallet(name),
-            *self._subnet_arguments(),
+            *(self._subnet_arguments() if self._miner_host == MINER_HOST else ()),
             "--host",
-            MINER_HOST,
+            self._miner_host,
             "--port",
             str(self._miner_ports[name]),
             "--data",
@@ -297,6 +298,16 @@ def free_ports(count: int) -> list[int]:
         for probe in sockets:
             probe.bind((HOST, 0))
         return [probe.getsockname()[1] for probe in sockets]
+
+
+def _can_listen(host: str) -> bool:
+    """Whether this machine has that address: not all have the whole of 127.x.x.x."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _check_port(port: int) -> int:

@@ -7,6 +7,7 @@ Nothing waits longer than its deadline.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,9 @@ READ_TIMEOUT_S: Final = 30.0
 WRITE_TIMEOUT_S: Final = 180.0
 """For a transaction to be included and final: about four blocks of twelve seconds, and as much again and again."""
 _CLOSE_TIMEOUT_S: Final = 2.0
+_POLICY_WAIT_S: Final = 30.0
+"""How long an endpoint that turns us away is left alone when it does not say."""
+_POLICY_WAIT_S_MAX: Final = 600.0
 _ERA_BLOCKS: Final = 64
 """How long a transaction may wait for inclusion; afterwards it can't come back as a surprise. A power of two."""
 
@@ -37,6 +41,8 @@ class BittensorClient:
         self._fallbacks = list(fallbacks)
         self._client: Any = None
         self._connecting: asyncio.Task[Any] | None = None
+        self._not_before_s = -math.inf
+        """Time of the event loop before which the endpoint wants no more questions."""
         self._new_client()  # a network that does not exist should fail at once
 
     async def __aenter__(self) -> "BittensorClient":
@@ -61,6 +67,7 @@ class BittensorClient:
     async def ask(self, question: Callable[[Any], Awaitable[ResultT]], timeout_s: float = READ_TIMEOUT_S) -> ResultT:
         """What `question` gets from the SDK's client. Raises ChainError (UNSUPPORTED when this runtime lacks what is
         asked for) or TransportError."""
+        self._check_welcome()
         try:
             async with asyncio.timeout(timeout_s):
                 return await question(await self._connected())
@@ -69,6 +76,11 @@ class BittensorClient:
         except TimeoutError as error:
             await self._drop()
             raise TransportError(f"chain {self.network}: no answer within {timeout_s:g} s") from error
+        except bittensor.RpcPolicyError as error:
+            await self._drop()
+            wait_s = _policy_wait_s(error.retry_after)
+            self._not_before_s = asyncio.get_running_loop().time() + wait_s
+            raise TransportError(f"chain {self.network}: {error}; left alone for {wait_s:g} s") from error
         except (bittensor.RpcConnectionError, bittensor.ConnectionNotReady, OSError) as error:
             await self._drop()
             raise TransportError(f"chain {self.network}: {error}") from error
@@ -100,6 +112,12 @@ class BittensorClient:
             await self._drop()
         return error
 
+    def _check_welcome(self) -> None:
+        """Raises TransportError while the endpoint has asked to be left alone: asking on would prolong that."""
+        wait_s = self._not_before_s - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            raise TransportError(f"chain {self.network}: asked for patience, {wait_s:.0f} s more")
+
     async def _connected(self) -> Any:
         if self._client is not None:
             return self._client
@@ -126,3 +144,12 @@ class BittensorClient:
             return bittensor.Client(self.network, fallback_endpoints=self._fallbacks or None)
         except ValueError as error:
             raise ConfigError(f"--network {self.network}: {error}") from error
+
+
+def _policy_wait_s(retry_after: str | None) -> float:
+    """What an endpoint asks for in `Retry-After`, as far as that is a number of seconds and not absurd."""
+    try:
+        asked_s = float(retry_after or "")
+    except ValueError:
+        return _POLICY_WAIT_S
+    return min(max(asked_s, 1.0), _POLICY_WAIT_S_MAX) if math.isfinite(asked_s) else _POLICY_WAIT_S

@@ -80,6 +80,28 @@ async def test_a_server_that_does_not_answer_is_given_up() -> None:
             await client.ask(lambda sdk: sdk.block(), timeout_s=5.0)
 
 
+async def test_an_endpoint_that_asks_for_patience_is_left_alone() -> None:
+    num_connections = 0
+
+    async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_connections
+        num_connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(turn_away, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, BittensorClient(f"ws://127.0.0.1:{port}") as client:
+        with pytest.raises(TransportError, match="left alone for 60 s"):
+            await client.ask(lambda sdk: sdk.block())
+        for _ in range(3):
+            with pytest.raises(TransportError, match="asked for patience"):
+                await client.ask(lambda sdk: sdk.block())
+    assert num_connections == 1
+
+
 def test_an_unknown_network_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match="--network nowhere"):
         BittensorClient("nowhere")

@@ -24,7 +24,7 @@ OWNER, VALIDATOR, MINER0, MINER1, STRANGER = (
 
 
 CHAIN_URL = os.environ.get("ORION_TEST_CHAIN")
-"""A ws:// URL of a node whose //Alice is root and has TAO (docs/DEVNET.md); its blocks should be fast."""
+"""A ws:// URL of a node whose //Alice is root and has TAO; its blocks should be fast (docs/ARCHITECTURE.md)."""
 
 
 @pytest.fixture(
