@@ -4,6 +4,7 @@ Parses, and hands over to the module that measures. That module is imported only
 """
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -50,6 +51,23 @@ def suspicion(
             print(format_row(rows[-1]))
     if as_json:
         print(json.dumps(suspicion_report(rows, seeds)))
+
+
+@bench_app.command()
+def monitor(as_json: Json = False) -> None:
+    """What watching its boundaries costs a miner for each tensor that it is sent."""
+    from orion.common.clock import SystemClock
+    from orion.simulator.monitor_cost import monitor_costs
+
+    costs = monitor_costs(SystemClock())
+    if as_json:
+        print(json.dumps({"costs": [asdict(cost) for cost in costs]}))
+        return
+    for cost in costs:
+        shape = " × ".join(map(str, cost.shape))
+        print(
+            f"{shape} {cost.dtype}, {cost.size_bytes} bytes: {cost.median_ms:.2f} ms (p90 {cost.ninth_decile_ms:.2f})"
+        )
 
 
 @bench_app.command()

@@ -86,8 +86,8 @@ class BoundaryMonitor:
 
     def measure(self, tensor: Tensor) -> TensorSummary:
         """One pass over a finite tensor of any shape and floating type. Changes nothing; any thread may call it."""
-        values_N = tensor.detach().reshape(-1).to(torch.float32)
-        rms = float(torch.linalg.vector_norm(values_N)) / math.sqrt(max(1, values_N.numel()))
+        values_N = tensor.detach().reshape(-1)
+        rms = float(torch.linalg.vector_norm(values_N, dtype=torch.float32)) / math.sqrt(max(1, values_N.numel()))
         sketch_K = self._sketch(values_N)
         length = float(torch.linalg.vector_norm(sketch_K))
         fits = math.isfinite(length) and length > 0.0
@@ -166,13 +166,13 @@ class BoundaryMonitor:
         return averages
 
     def _sketch(self, values_N: Tensor) -> Tensor:
-        """Signed sums over every `SKETCH_VALUES`-th value of the rows taken."""
-        num_rows = math.ceil(values_N.numel() / SKETCH_VALUES)
-        whole = values_N.numel() // SKETCH_VALUES
-        if num_rows > whole:
-            values_N = torch.nn.functional.pad(values_N, (0, num_rows * SKETCH_VALUES - values_N.numel()))
-        rows_RK = values_N.view(num_rows, SKETCH_VALUES)[:: max(1, math.ceil(num_rows / SKETCH_ROWS_MAX))]
-        return (rows_RK * self._signs_RK[: len(rows_RK)]).sum(dim=0)
+        """Signed sums over every `SKETCH_VALUES`-th value of the rows taken; what fills no whole row is left out."""
+        if values_N.numel() < SKETCH_VALUES:
+            values_N = torch.nn.functional.pad(values_N, (0, SKETCH_VALUES - values_N.numel()))
+        num_rows = values_N.numel() // SKETCH_VALUES
+        rows_RK = values_N[: num_rows * SKETCH_VALUES].view(num_rows, SKETCH_VALUES)
+        taken_RK = rows_RK[:: math.ceil(num_rows / SKETCH_ROWS_MAX)].to(torch.float32)
+        return (taken_RK * self._signs_RK[: len(taken_RK)]).sum(dim=0)
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

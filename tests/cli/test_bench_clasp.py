@@ -1,4 +1,4 @@
-"""`orion bench clasp`: one JSON object with a row for each setting."""
+"""`orion bench clasp` and `monitor`: one JSON object with a row for each setting."""
 
 import json
 
@@ -14,3 +14,11 @@ def test_the_study_is_printed_as_one_object() -> None:
     assert report["seed"] == 3
     assert {row["malicious"] for row in report["rows"]} == {"one", "two in different stages", "two in one stage"}
     assert all(row["num_trials"] == 1 for row in report["rows"])
+
+
+def test_the_monitor_s_cost_is_printed_as_one_object() -> None:
+    result = CliRunner().invoke(app, ["bench", "monitor", "--json"])
+    assert result.exit_code == 0, result.output
+    costs = json.loads(result.stdout.splitlines()[-1])["costs"]
+    assert [cost["size_bytes"] for cost in costs] == [1 << 14, 1 << 21, 1 << 21]
+    assert all(0 < cost["median_ms"] <= cost["ninth_decile_ms"] for cost in costs)
