@@ -29,6 +29,8 @@ class Member:
     """The outer step whose anchor it says it holds."""
     distrusted_until_s: float = 0.0
     """Its word on the anchor it holds counts for nothing until then: it has just been found with another one."""
+    is_barred: bool = False
+    """It failed a check: it gets no work, and its word on its anchor counts for nothing."""
     next_report: int = 0
     """Lowest report number that is new."""
     num_credited: int = 0
@@ -44,7 +46,7 @@ class Member:
 
     def trusts_ready(self, outer_step: int, now_s: float) -> bool:
         """Whether it says, and may be believed, that it holds the anchor of this outer step."""
-        return self.ready_outer_step == outer_step and now_s >= self.distrusted_until_s
+        return self.ready_outer_step == outer_step and now_s >= self.distrusted_until_s and not self.is_barred
 
 
 @dataclass(slots=True)
@@ -73,12 +75,12 @@ class Membership:
         return sum(member.state is state for member in self.stages[stage_index].values())
 
     def supply(self) -> list[int]:
-        """Present members of each stage."""
-        return [len(stage) for stage in self.stages]
+        """Present members of each stage that may work."""
+        return [sum(not member.is_barred for member in stage.values()) for stage in self.stages]
 
     def has_room(self, hotkey: Hotkey) -> bool:
         """Whether this hotkey can be added: known already, or room is left once the gone are forgotten."""
-        return hotkey in self.members or sum(self.supply()) < MINERS_MAX
+        return hotkey in self.members or sum(map(len, self.stages)) < MINERS_MAX
 
     def add(self, member: Member) -> None:
         """Adds a newcomer or one that comes back. The longest gone is forgotten when there are too many records."""

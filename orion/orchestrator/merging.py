@@ -57,10 +57,9 @@ def advance_merge(state: RunState, stage: StageProgress) -> bool:
 
 
 def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading) -> bool:
-    there = [hotkey for hotkey in uploading.awaited if _is_uploaded(state, uploading, hotkey)]
-    missing = [
-        hotkey for hotkey in uploading.awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)
-    ]
+    awaited = [hotkey for hotkey in uploading.awaited if not _is_barred(state, hotkey)]
+    there = [hotkey for hotkey in awaited if _is_uploaded(state, uploading, hotkey)]
+    missing = [hotkey for hotkey in awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)]
     if missing and state.memory.now_s < stage.deadline_s:
         return False
     if missing:
@@ -74,6 +73,12 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
         state.end_trips(unended, "the outer step ended before it")
     _begin_reduce(state, stage, tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there)))
     return True
+
+
+def _is_barred(state: RunState, hotkey: Hotkey) -> bool:
+    """Whether a contribution is not wanted, although it is there: a failed check has barred its miner since."""
+    member = state.memory.membership.members.get(hotkey)
+    return member is not None and member.is_barred
 
 
 def _is_uploaded(state: RunState, uploading: Uploading, hotkey: Hotkey) -> bool:
@@ -315,6 +320,8 @@ def _enter_next(state: RunState, stage: StageProgress, digests: dict[Hotkey, Dig
     stage.outer_step += 1
     stage.anchor_digest = agreed
     for member in memory.membership.of_stage(stage.stage_index):
+        if member.is_barred:
+            continue
         told = digests.get(member.hotkey)
         if told is not None and told == agreed:
             member.ready_outer_step = stage.outer_step

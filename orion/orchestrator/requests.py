@@ -30,6 +30,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import ScoreSheet, Verdict
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.assignment import choose_stage
+from orion.orchestrator.barring import bar_if_failed, has_failed, release_if_clear
 from orion.orchestrator.checkpoints import ask_another
 from orion.orchestrator.events import Request, Response
 from orion.orchestrator.membership import Member
@@ -127,6 +128,7 @@ def _newcomer(state: RunState, hotkey: Hotkey, join: Join, known: Member | None)
         state=MemberState.JOINING,
         last_seen_s=state.memory.now_s,
         num_credited=known.num_credited if known is not None else 0,
+        is_barred=has_failed(state, hotkey),
     )
 
 
@@ -136,6 +138,7 @@ def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
         member.boundary = heartbeat.boundary
     member.heartbeat = heartbeat.model_copy(update={"boundary": None})
     member.ready_outer_step = heartbeat.ready_outer_step
+    release_if_clear(state, member)
     if heartbeat.ready_outer_step is None:
         member.distrusted_until_s = 0.0
         if member.state in (MemberState.READY, MemberState.ACTIVE) and _must_hold_anchor(stage, heartbeat):
@@ -309,6 +312,7 @@ def _verdict(state: RunState, hotkey: Hotkey, verdict: Verdict, proof: Proof | N
         raise refused(RefusalCode.CONFLICT, "another verdict on this subject was given before")
     if taken.changed and not verdict.passed:
         state.notice(f"outer step {verdict.outer_step}: {verdict.miner} failed a check: {verdict.reason}")
+        bar_if_failed(state, verdict.miner)
     return Done()
 
 

@@ -23,6 +23,7 @@ FAILS_BY = {
     "forged_receipts_pair": "log",
     "log_changed": "log does not match its commitment",
     "evidence_changed": "does not match the committed log",
+    "evidence_withheld": "withheld",
 }
 """What the verdict on each attacker says."""
 

@@ -12,6 +12,7 @@ from orion.simulator.simulation import watched
 from orion.simulator.swarm import Swarm
 
 SEED = 5
+NUM_PARTITIONS = 3
 
 
 def merged_partitions(swarm: Swarm, stage_index: int) -> list[MergedPartition]:
@@ -41,19 +42,22 @@ def test_a_lying_reducer_is_named_and_its_bytes_are_not_used() -> None:
 def test_where_nobody_can_decide_who_lies_the_partition_stays_as_it_is() -> None:
     swarm = Swarm(calm(num_stages=2, replicas=2, outer_steps=2, cheats={2: LyingReducer}), SEED)
     result = watched(swarm, SEED)
-    assert all(partition.object is None for partition in merged_partitions(swarm, 1))
+    first, later = merged_partitions(swarm, 1)[:NUM_PARTITIONS], merged_partitions(swarm, 1)[NUM_PARTITIONS:]
+    assert all(partition.object is None for partition in first)
     assert all(partition.object is not None for partition in merged_partitions(swarm, 0))
     assert result.status.anchors_equal
     failed = [notice for notice in result.status.notices if "failed a check" in notice]
     assert failed, "the validator can decide: it reduces again what is disputed first"
     assert all(swarm.hotkeys[2] in notice for notice in failed)
+    assert [partition.reducers for partition in later] == [(swarm.hotkeys[3],)] * NUM_PARTITIONS, "barred from then on"
 
 
 def test_two_reducers_that_collude_are_both_named() -> None:
     swarm = Swarm(calm(num_stages=2, replicas=2, outer_steps=3, cheats={2: LyingReducer, 3: LyingReducer}), SEED)
     swarm.start()  # without the invariants: these means are not honest ones, and nobody could tell so far
     assert swarm.run()
-    assert all(len(partition.reducers) == 2 for partition in merged_partitions(swarm, 1)), "they agree"
+    first = merged_partitions(swarm, 1)[:NUM_PARTITIONS]
+    assert all(len(partition.reducers) == 2 for partition in first), "they agree"
     failed = [notice for notice in swarm.status().notices if "failed a check" in notice]
     assert {hotkey for hotkey in swarm.hotkeys if any(hotkey in notice for notice in failed)} == set(swarm.hotkeys[2:4])
     assert all("not that of the contributions" in notice for notice in failed)
