@@ -79,13 +79,13 @@ def receipts_of(microbatch_id: MicrobatchId, outer_step: int, path: Sequence[Hot
 class SignedLedger:
     """Grows fact by fact; every fact must be one from which something follows."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, *, first_microbatch_id: int = 0) -> None:
         self.spec = spec
         self.keys = miner_keys(spec)
         self.entries: list[LedgerEntry] = []
         self.reading = LedgerReading(spec)
         self._sequences: dict[Hotkey, int] = {}
-        self._next_microbatch_id = 0
+        self._next_microbatch_id = first_microbatch_id
         self._nonce_ns = int(TIME_S * 1e9)
         self.fact(OuterStepOpened(outer_step=0))
 

@@ -7,7 +7,7 @@ this; its last miner works on, whatever it did.
 """
 
 from orion.common.ids import Hotkey, MemberState
-from orion.common.ledger.scoring import _failed_checks, window_start
+from orion.common.ledger.scoring import failed_checks, window_start
 from orion.common.protocol.records import Ledger
 from orion.orchestrator.membership import Member
 from orion.orchestrator.state import RunState
@@ -41,4 +41,4 @@ def has_failed(state: RunState, hotkey: Hotkey) -> bool:
         work=(),
         verdicts=tuple(record for record in memory.ledger.verdicts(start) if record.verdict.miner == hotkey),
     )
-    return hotkey in _failed_checks(ledger, start)
+    return hotkey in failed_checks(ledger, state.spec)

@@ -9,6 +9,7 @@ not deliver, or has nothing to deliver, and the core decides what that means; or
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,6 +19,7 @@ from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.messages import (
     CheckpointRef,
     Commitment,
+    Receipt,
 )
 from orion.common.protocol.records import (
     CommittedLog,
@@ -46,6 +48,7 @@ from orion.validator.log_check import (
     log_fault,
     request_of,
 )
+from orion.validator.receipt_check import receipt_fault
 from orion.validator.sampling import draw_num_operations
 
 TRIES = 3
@@ -191,12 +194,15 @@ class Check:
                 return self._fetch_log(url, now_s) if self.phase is CheckPhase.LOG else self._fetch_evidence(url, now_s)
         return []
 
-    def on_log(self, log: CommittedLog, now_s: float) -> None:
-        """The log has come: checks it, then asks for the tensors of what is replayed."""
+    def on_log(self, log: CommittedLog, agreed: Sequence[Receipt], now_s: float) -> None:
+        """The log has come: checks it, and holds it against the transfers on which both ends agree; then asks for the
+        tensors of what is replayed."""
         if self.phase is not CheckPhase.LOG:
             return
         assert self._request is not None
         fault = log_fault(self.target.commitments, self._request, log, self._position, self._spec)
+        if fault is None:
+            fault = receipt_fault(log.entries, agreed, self.target.miner, self._position)
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return

@@ -267,7 +267,7 @@ class ValidatorCore:
             case LogFailed() | EvidenceFailed() if self._members.finished and event.problem is FetchProblem.UNREACHABLE:
                 check.on_gone("the run is over and the miner has left")
             case LogArrived():
-                check.on_log(event.log, now_s)
+                check.on_log(event.log, event.agreed, now_s)
             case LogFailed():
                 check.on_log_failed(event.problem, event.detail, now_s)
             case EvidenceArrived():

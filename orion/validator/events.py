@@ -35,6 +35,7 @@ from orion.common.protocol.messages import (
     CheckpointRef,
     Contribution,
     Feed,
+    Receipt,
 )
 from orion.common.protocol.records import (
     BoundaryRecord,
@@ -188,6 +189,8 @@ class LogArrived:
     outer_step: int
     """That was asked for."""
     log: CommittedLog
+    agreed: tuple[Receipt, ...] = ()
+    """The miner's transfers on which both ends agree."""
 
 
 @dataclass(frozen=True, slots=True)

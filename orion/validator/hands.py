@@ -24,6 +24,7 @@ from orion.common.protocol.fields import MINERS_MAX
 from orion.common.protocol.messages import (
     Done,
     Message,
+    Receipt,
     RefusalCode,
 )
 from orion.common.protocol.records import (
@@ -108,6 +109,8 @@ class LedgerSource(Protocol):
     """What follows from the public ledger (`LedgerReader`)."""
 
     async def ledger(self, from_outer_step: int) -> Ledger: ...
+
+    def agreed_transfers(self, outer_step: int, hotkey: Hotkey) -> tuple[Receipt, ...]: ...
 
 
 class Miners(Protocol):
@@ -237,7 +240,8 @@ class Hands:
                 FetchProblem.BAD_BODY,
                 f"no log: {error.error_count()} mistakes",
             )
-        return LogArrived(effect.miner, effect.request.outer_step, log)
+        agreed = self._ledger.agreed_transfers(effect.request.outer_step, effect.miner)
+        return LogArrived(effect.miner, effect.request.outer_step, log, agreed)
 
     async def _fetch_evidence(self, effect: FetchEvidence) -> Event:
         to_stage = 1 if effect.direction is Direction.ACTIVATION else 0  # all boundaries have the same shapes

@@ -14,6 +14,7 @@ from orion.common.ids import Hotkey
 from orion.common.ledger.reading import LedgerReading, unproven
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol.entries import LedgerEntry, LedgerPage
+from orion.common.protocol.messages import Receipt
 from orion.common.protocol.records import Ledger
 
 
@@ -51,6 +52,10 @@ class LedgerReader:
                 self._take(page)
             if reading.num_entries >= goal:
                 return reading.summary(from_outer_step)
+
+    def agreed_transfers(self, outer_step: int, hotkey: Hotkey) -> tuple[Receipt, ...]:
+        """Transfers of a miner on which both ends agree, as far as the ledger has been read."""
+        return self._reading.book.agreed_transfers(outer_step, hotkey)
 
     async def _verify(self, entries: Sequence[LedgerEntry]) -> None:
         """Raises DataError when a statement is not its speaker's own."""
