@@ -28,6 +28,7 @@ INNER_STEPS = 4
 ATTACKER = 5
 """Replica 1 of the middle stage."""
 NUM_DRAWS = 2_000
+_ROUNDS_MAX = 100
 
 ATTACKS: Mapping[str, type[Adversary]] = {
     "noise as loud as the activation": passes.LargeNoise,
@@ -58,7 +59,7 @@ class SuspicionRow:
     first_check_rounds_by_turns: float
     """The same without suspicion."""
     recheck_chance: float
-    """Chance in each round after `OUTER_STEPS` that the attacker is drawn, everybody having been checked once."""
+    """Chance in the round after the last one that the attacker is drawn, everybody having been checked once."""
     recheck_chance_by_turns: float
 
 
@@ -78,13 +79,13 @@ class _Ear:
                 self.suspicions[outer_step] = suspects
 
 
-def observed(kind: type[Adversary], seed: int) -> tuple[Suspicions, Swarm, Plot]:
+def observed(kind: type[Adversary], seed: int, outer_steps: int = OUTER_STEPS) -> tuple[Suspicions, Swarm, Plot]:
     """Runs one swarm with an attacker of this kind."""
     plot, ear = Plot(), _Ear()
     scenario = calm(
         num_stages=NUM_STAGES,
         replicas=REPLICAS,
-        outer_steps=OUTER_STEPS,
+        outer_steps=outer_steps,
         inner_steps=INNER_STEPS,
         cheats={ATTACKER: partial(kind, plot=plot)},
     )
@@ -96,40 +97,42 @@ def observed(kind: type[Adversary], seed: int) -> tuple[Suspicions, Swarm, Plot]
 
 
 def first_check(
-    miners: Sequence[Hotkey], attacker: Hotkey, suspicions: Suspicions, rng: random.Random, num_rounds: int
+    miners: Sequence[Hotkey], attacker: Hotkey, suspicions: Suspicions, rng: random.Random, *, num_seen: int
 ) -> int:
-    """Rounds until the attacker is drawn; after the observed rounds the last suspicions go on."""
+    """Rounds until the attacker is drawn; after the observed rounds those of the last go on."""
     last_checked: dict[Hotkey, int] = {}
-    for outer_step in range(num_rounds):
-        now = suspicions.get(min(outer_step, OUTER_STEPS - 1), {})
+    for outer_step in range(_ROUNDS_MAX):
+        now = suspicions.get(min(outer_step, num_seen - 1), {})
         (drawn,) = draw_miners(set(miners), last_checked, outer_step, 1, rng, suspicions=now)
         if drawn == attacker:
             return outer_step + 1
         last_checked[drawn] = outer_step
-    return num_rounds
+    return _ROUNDS_MAX
 
 
-def suspicion_row(attack: str, seeds: Sequence[int], *, num_draws: int = NUM_DRAWS) -> SuspicionRow:
+def suspicion_row(
+    attack: str, seeds: Sequence[int], *, outer_steps: int = OUTER_STEPS, num_draws: int = NUM_DRAWS
+) -> SuspicionRow:
     """Tries one attack in a swarm for each seed."""
     rng = random.Random(f"suspicion {attack}")
-    runs = [observed(ATTACKS[attack], seed) for seed in seeds]
+    runs = [observed(ATTACKS[attack], seed, outer_steps) for seed in seeds]
     rounds = [
         (swarm.hotkeys[ATTACKER], suspicions.get(outer_step, {}))
         for suspicions, swarm, _ in runs
-        for outer_step in range(OUTER_STEPS)
+        for outer_step in range(outer_steps)
     ]
 
     def mean_first(of: Callable[[Suspicions], Suspicions]) -> float:
         return fmean(
-            first_check(swarm.hotkeys, swarm.hotkeys[ATTACKER], of(suspicions), rng, 100)
+            first_check(swarm.hotkeys, swarm.hotkeys[ATTACKER], of(suspicions), rng, num_seen=outer_steps)
             for suspicions, swarm, _ in runs
             for _ in range(num_draws)
         )
 
     def recheck(of: Callable[[Suspicions], Suspicions]) -> float:
-        checked = dict.fromkeys(runs[0][1].hotkeys, OUTER_STEPS - 1)
+        checked = dict.fromkeys(runs[0][1].hotkeys, outer_steps - 1)
         return fmean(
-            _draw_again(swarm, of(suspicions).get(OUTER_STEPS - 1, {}), checked, rng) == swarm.hotkeys[ATTACKER]
+            _draw_again(swarm, of(suspicions).get(outer_steps - 1, {}), checked, rng) == swarm.hotkeys[ATTACKER]
             for suspicions, swarm, _ in runs
             for _ in range(num_draws)
         )
@@ -161,7 +164,8 @@ def format_row(row: SuspicionRow) -> str:
 
 
 def _draw_again(
-    swarm: Swarm, suspects: Mapping[Hotkey, float], checked: dict[Hotkey, int], rng: random.Random
+    swarm: Swarm, suspects: Mapping[Hotkey, float], checked: Mapping[Hotkey, int], rng: random.Random
 ) -> Hotkey:
-    (drawn,) = draw_miners(set(swarm.hotkeys), checked, OUTER_STEPS, 1, rng, suspicions=suspects)
+    outer_step = 1 + max(checked.values())
+    (drawn,) = draw_miners(set(swarm.hotkeys), checked, outer_step, 1, rng, suspicions=suspects)
     return drawn
