@@ -9,7 +9,7 @@ extrinsic is in at most one block; what was refused changes nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orion.devnet import accounts, epoch, subnets
+from orion.devnet import accounts, epoch, shield, subnets
 from orion.devnet.accounts import DEVELOPMENT_URIS, development_address
 from orion.devnet.blocks import NO_PARENT, Block, BlockLog, digest, state_root
 from orion.devnet.calls.registration import create_subnet
@@ -23,6 +23,9 @@ from orion.devnet.state import Changes, Reader, State
 
 TIMELOCK_VERSION = 4
 """Of the commits that the SDK makes."""
+
+_SEALED_MAX = 16
+"""Extrinsics that one carries sealed; the SDK's carry one."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class DevChain:
         chain.state.put("Sudo.Key", value=development_address(DEVELOPMENT_URIS[0]))
         chain.state.put("NetworkRateLimit", value=0)
         chain.state.put("CommitRevealWeightsVersion", value=TIMELOCK_VERSION)
+        for name in ("MevShield.CurrentKey", "MevShield.NextKey"):
+            chain.state.put(name, value=shield.public_key())
         create_subnet(execution, subnets.ROOT_NETUID)
         chain.state.put("SubtokenEnabled", subnets.ROOT_NETUID, value=True)
         chain.state.put("Timestamp.Now", value=now_ms)
@@ -123,11 +128,30 @@ class DevChain:
                 if extrinsic.nonce != accounts.nonce_of(self.state, extrinsic.signer):
                     continue
                 self.pool.remove(extrinsic)
-                _apply(execution, extrinsic, len(extrinsics))
-                extrinsics.append(extrinsic.raw)
-                included.append(extrinsic.hash)
+                for applied in (extrinsic, *self._opened(execution, extrinsic, len(extrinsics))):
+                    extrinsics.append(applied.raw)
+                    included.append(applied.hash)
                 progress = True
         return included
+
+    def _opened(self, execution: Execution, carrier: Signed, index: int) -> list[Signed]:
+        """Applies an extrinsic at `index` of the block, and behind it what it carried sealed; returns the latter.
+
+        What is sealed is an extrinsic of its own, with the next nonce. What can't be opened, or could not have been
+        sent in the open, is left out; whoever sent it sees that it doesn't come.
+        """
+        _apply(execution, carrier, index)
+        opened: list[Signed] = []
+        for sealed in execution.sealed:
+            try:
+                inner = decode_signed(self.runtime, shield.open_sealed(sealed), execution.block, self.blocks.hash_of)
+            except (ValueError, InvalidTransaction):
+                continue
+            if inner.nonce == accounts.nonce_of(self.state, inner.signer) and len(opened) < _SEALED_MAX:
+                _apply(execution, inner, index + 1 + len(opened))
+                opened.append(inner)
+        execution.sealed.clear()
+        return opened
 
     def _seal(self, execution: Execution, extrinsics: Sequence[bytes], parent_root: bytes) -> Sealed:
         number = execution.block

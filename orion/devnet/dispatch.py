@@ -74,6 +74,12 @@ class Origin:
 
 ROOT = Origin(None)
 
+
+def argument_bytes(value: str) -> bytes:
+    """A call's bytes, which the decoder hands over as text where they are text, else in hexadecimal."""
+    return bytes.fromhex(value[2:]) if value.startswith("0x") else value.encode()
+
+
 Call = Mapping[str, Any]
 """A decoded call: `call_module`, `call_function`, `call_args` with `name` and `value`."""
 
@@ -87,6 +93,8 @@ class Execution:
         """The number of the block that is being built."""
         self.config = config
         self.events: list[dict[str, object]] = []
+        self.sealed: list[bytes] = []
+        """Extrinsics that calls brought along sealed; the chain takes them out."""
         self._phase: object = {"Initialization": None}
 
     def enter(self, phase: object) -> None:
@@ -111,12 +119,13 @@ class Execution:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """What happens inside leaves no trace when it raises."""
-        num_events = len(self.events)
+        num_events, num_sealed = len(self.events), len(self.sealed)
         try:
             with self.state.transaction():
                 yield
         except BaseException:
             del self.events[num_events:]
+            del self.sealed[num_sealed:]
             raise
 
 

@@ -135,3 +135,17 @@ async def test_extrinsics_of_one_account_wait_together(devnet_url: str) -> None:
         results = await asyncio.gather(*(subtensor.execute(transfer, ALICE) for transfer in transfers))
         assert all(result.success for result in results), [result.message for result in results]
         assert (await subtensor.balances.balance(BOB.hotkey.ss58_address)).tao == 5
+
+
+async def test_a_shielded_registration_is_opened_and_applied(devnet_url: str) -> None:
+    async with bt.Subtensor(devnet_url) as subtensor:
+        netuid = await start_subnet(subtensor)
+        result = await subtensor.execute(bt.BurnedRegister(netuid=netuid), DAVE)
+        assert succeed(result)[:2] == ["Withdraw", "NeuronRegistered"]
+        assert result.data["shielded"]
+        assert await subtensor.neurons.uid(hotkey_ss58=DAVE.hotkey.ss58_address, netuid=netuid) == 3
+    # One connection of the SDK counts nonces by itself and doesn't know of the one that was sealed.
+    async with bt.Subtensor(devnet_url) as subtensor:
+        again = await subtensor.execute(bt.BurnedRegister(netuid=netuid), DAVE)
+        assert again.error is not None
+        assert again.error.name == "HotKeyAlreadyRegisteredInSubNet"

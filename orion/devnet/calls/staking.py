@@ -1,5 +1,7 @@
 """Staking TAO and taking it back. One alpha is one TAO, in every subnet and always, without fees."""
 
+from typing import Any
+
 from orion.devnet import accounts, stakes, subnets
 from orion.devnet.config import RAO
 from orion.devnet.dispatch import Execution, Handler, Origin, require
@@ -106,6 +108,43 @@ def move_stake(
     )
 
 
+def swap_stake(
+    execution: Execution,
+    origin: Origin,
+    *,
+    hotkey: str,
+    origin_netuid: int,
+    destination_netuid: int,
+    alpha_amount: int,
+) -> None:
+    """Alpha of the signer goes to another subnet, on the same hotkey."""
+    move_stake(
+        execution,
+        origin,
+        origin_hotkey=hotkey,
+        destination_hotkey=hotkey,
+        origin_netuid=origin_netuid,
+        destination_netuid=destination_netuid,
+        alpha_amount=alpha_amount,
+    )
+
+
+def swap_stake_limit(
+    execution: Execution, origin: Origin, *, limit_price: int, allow_partial: bool, **swap: Any
+) -> None:
+    """As `swap_stake`, unless the subnets' prices stand worse to each other than the limit."""
+    require(limit_price <= _PRICE, "SlippageTooHigh")
+    swap_stake(execution, origin, **swap)
+
+
+def move_stake_limit(
+    execution: Execution, origin: Origin, *, limit_price: int, allow_partial: bool, **move: Any
+) -> None:
+    """As `move_stake`, unless the subnets' prices stand worse to each other than the limit."""
+    require(limit_price <= _PRICE, "SlippageTooHigh")
+    move_stake(execution, origin, **move)
+
+
 def _check_place(execution: Execution, hotkey: str, netuid: int) -> None:
     state = execution.state
     require(subnets.exists(state, netuid), "SubnetNotExists")
@@ -141,4 +180,7 @@ CALLS: dict[tuple[str, str], Handler] = {
     (_P, "remove_stake_full_limit"): remove_stake_full_limit,
     (_P, "unstake_all"): unstake_all,
     (_P, "move_stake"): move_stake,
+    (_P, "move_stake_limit"): move_stake_limit,
+    (_P, "swap_stake"): swap_stake,
+    (_P, "swap_stake_limit"): swap_stake_limit,
 }

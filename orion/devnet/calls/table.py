@@ -6,7 +6,7 @@ bounded; a call that isn't in the table fails with `System.CallFiltered`.
 
 from typing import Any
 
-from orion.devnet.calls import balances, hyperparameters, registration, serving, staking, weights
+from orion.devnet.calls import balances, hyperparameters, registration, serving, shield, staking, weights
 from orion.devnet.dispatch import (
     ROOT,
     Call,
@@ -29,6 +29,7 @@ CALLS: dict[tuple[str, str], Handler] = {
     **hyperparameters.CALLS,
     **registration.CALLS,
     **serving.CALLS,
+    **shield.CALLS,
     **staking.CALLS,
     **weights.CALLS,
 }

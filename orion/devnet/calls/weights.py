@@ -1,10 +1,10 @@
 """Setting weights in the clear, and committing to them under a timelock."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 from orion.devnet import stakes, subnets
-from orion.devnet.dispatch import Execution, Handler, Origin, require
+from orion.devnet.blocks import digest
+from orion.devnet.dispatch import Execution, Handler, Origin, argument_bytes, require
 from orion.devnet.state import Reader
 
 U16_MAX = 65_535
@@ -103,7 +103,9 @@ def commit_timelocked_mechanism_weights(
     queue.append((hotkey, execution.block, commit, reveal_round))
     state.put("TimelockedWeightCommits", index, epoch, value=queue)
     subnets.touch(execution, netuid, mecid, uid)
-    execution.emit("TimelockedWeightsCommitted", hotkey, index, _commit_hash(commit), reveal_round)
+    execution.emit(
+        "TimelockedWeightsCommitted", hotkey, index, "0x" + digest(argument_bytes(commit)).hex(), reveal_round
+    )
 
 
 def drop_expired_commits(execution: Execution, netuid: int) -> None:
@@ -144,12 +146,6 @@ def _may_set_again(execution: Execution, netuid: int, mechanism: int, uid: int) 
     last = subnets.last_update(execution.state, netuid, mechanism, uid)
     limit = int(execution.state.get("WeightsSetRateLimit", netuid))
     return last == 0 or execution.block - last >= limit
-
-
-def _commit_hash(commit: str) -> str:
-    """Of the encrypted weights, which the decoder hands over as text where they are text, else in hexadecimal."""
-    data = bytes.fromhex(commit[2:]) if commit.startswith("0x") else commit.encode()
-    return "0x" + blake2b(data, digest_size=32).hexdigest()
 
 
 _P = "SubtensorModule"
