@@ -23,6 +23,7 @@ _BY_NAME: Final = MappingProxyType(
         "UidVecContainInvalidOne": ChainErrorCode.UNKNOWN_UID,
         "UidsLengthExceedUidsInSubNet": ChainErrorCode.UNKNOWN_UID,
         "NotEnoughStakeToSetWeights": ChainErrorCode.STAKE_TOO_LOW,
+        "StakeAmountTooLow": ChainErrorCode.STAKE_TOO_LOW,
         "NotEnoughBalanceToStake": ChainErrorCode.BALANCE_TOO_LOW,
         "ZeroBalanceAfterWithdrawn": ChainErrorCode.BALANCE_TOO_LOW,
         "IncorrectWeightVersionKey": ChainErrorCode.WRONG_VERSION_KEY,
@@ -44,6 +45,24 @@ _BY_NAME: Final = MappingProxyType(
 )
 """The chain's own names."""
 
+_NOT_THROUGH: Final = frozenset(
+    {
+        "AlreadyImported",
+        "AncientBirthBlock",
+        "Dropped",
+        "ExhaustsResources",
+        "FinalityTimeout",
+        "Future",
+        "Invalid",
+        "PriorityTooLow",
+        "Retracted",
+        "Stale",
+        "Usurped",
+    }
+)
+"""What befalls a transaction on its way: two at a time, a full pool, a fork. It may or may not be in a block; made anew
+it may well get through."""
+
 _BY_KIND: Final = MappingProxyType(
     {
         "insufficient_balance": ChainErrorCode.BALANCE_TOO_LOW,
@@ -62,6 +81,8 @@ def failure(name: str | None, kind: str, message: str) -> ChainError | Transport
     """The error to raise for a failure that has this name on the chain (None: it never got that far), and this kind and
     text in the SDK."""
     text = " ".join(message.split()) or "no reason was given"
+    if name in _NOT_THROUGH:
+        return TransportError(f"chain: {text} ({name})")
     if name is not None and name in _BY_NAME:
         return ChainError(_BY_NAME[name], f"{text} ({name})")
     if name is None:
