@@ -18,6 +18,8 @@ from orion.common.protocol.messages import (
     Feed,
     Heartbeat,
     LeaseRequest,
+    Refusal,
+    RefusalCode,
 )
 from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner import events
@@ -42,6 +44,8 @@ LEASE_RETRY_S = 0.5
 """After a refusal without a hint."""
 LEASE_RETRY_MAX_S = 2.0
 """Longest that a hint is followed: a cancelled trip's data may be leased again any time."""
+QUESTION_RETRY_S = 1.0
+"""Hint to who may not ask for logs and evidence yet."""
 QUEUE_AHEAD = 2
 """Forwards that a first-stage miner wants to have waiting, so that its device never waits for a lease."""
 
@@ -127,6 +131,17 @@ class MinerCore:
     def run_is_over(self) -> bool:
         """Whether the orchestrator has ended the run."""
         return self._feed is not None and self._feed.finished
+
+    def refusal_of_question(self, hotkey: Hotkey) -> Refusal | None:
+        """The answer to somebody who may not ask for logs and evidence, now; None for who may."""
+        if self._feed is None:
+            message = "has not heard who validates yet"
+            return Refusal(code=RefusalCode.BUSY, message=message, retry_after_s=QUESTION_RETRY_S)
+        if hotkey in self._feed.validators:
+            return None
+        # It may have a permit that our feed does not show yet: it should come again.
+        message = "logs and evidence are for hotkeys with a validator permit"
+        return Refusal(code=RefusalCode.FORBIDDEN, message=message, retry_after_s=QUESTION_RETRY_S)
 
     def committed_log(self, outer_step: int) -> tuple[LogEntry, ...] | None:
         """The log behind this miner's newest commitment; None when there is none or it was forgotten."""

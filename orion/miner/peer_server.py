@@ -140,8 +140,8 @@ class PeerServer:
         return json_answer(Done())
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
-        _, question = await signed_json(request, LogRequest)
-        self._require_room()
+        sender, question = await signed_json(request, LogRequest)
+        self._require_room(sender)
         async with self._questions:
             log = self._core.log_answer(question)
             if log is None:
@@ -149,8 +149,8 @@ class PeerServer:
             return json_answer(log)
 
     async def _evidence_body(self, request: web.Request) -> web.StreamResponse:
-        _, question = await signed_json(request, EvidenceRequest)
-        self._require_room()
+        sender, question = await signed_json(request, EvidenceRequest)
+        self._require_room(sender)
         async with self._questions:
             # Before the commitment nobody sees what was computed, or it could be copied.
             body = None
@@ -160,7 +160,11 @@ class PeerServer:
                 raise refused(RefusalCode.NOT_FOUND, "that tensor is not kept")
             return tensor_answer(body)
 
-    def _require_room(self) -> None:
+    def _require_room(self, sender: Hotkey) -> None:
+        """Refuses who is no validator, for now: a permit may have come that the feed does not show yet."""
+        refusal = self._core.refusal_of_question(sender)
+        if refusal is not None:
+            raise RefusedError(refusal)
         if self._questions.locked():
             raise refused(RefusalCode.BUSY, "too many questions at a time", QUESTION_RETRY_S)
 

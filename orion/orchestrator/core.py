@@ -83,7 +83,10 @@ class OrchestratorCore:
                 if state.memory.objects.checked(event.ref, event.durable):
                     state.look_again()
             case MetagraphUpdated():
+                before = state.validators
                 state.memory.permits = {neuron.hotkey: neuron.validator_permit for neuron in event.neurons}
+                if state.validators != before:
+                    state.changed()
             case Ticked():
                 pass_time(state)
                 state.look_again()

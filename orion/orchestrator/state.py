@@ -112,6 +112,11 @@ class RunState:
 
     # --- what rules say ---
 
+    @property
+    def validators(self) -> list[Hotkey]:
+        """Who has a validator permit, in the order of their hotkeys."""
+        return sorted(hotkey for hotkey, has_permit in self.memory.permits.items() if has_permit)
+
     def changed(self) -> None:
         """Something that the feed shows is different now."""
         self.feed_changed = True

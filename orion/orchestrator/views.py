@@ -6,7 +6,7 @@ Pure functions of the state; nothing here changes it.
 from dataclasses import dataclass
 
 from orion.common.ids import Hotkey
-from orion.common.protocol.fields import BATCH_MAX, BOUNDARY_PAGE_MAX
+from orion.common.protocol.fields import BATCH_MAX, BOUNDARY_PAGE_MAX, VALIDATORS_MAX
 from orion.common.protocol.messages import (
     Feed,
     Joined,
@@ -50,6 +50,7 @@ class FeedParts:
     version: int
     stages: tuple[StageState, ...]
     peers: tuple[Peer, ...]
+    validators: tuple[Hotkey, ...]
 
 
 def feed_parts(state: RunState) -> FeedParts:
@@ -60,7 +61,8 @@ def feed_parts(state: RunState) -> FeedParts:
         for stage_index in range(memory.num_stages)
         for member in memory.membership.of_stage(stage_index)
     )
-    return FeedParts(memory.version, tuple(map(_stage_state, memory.stages)), tuple(peers))
+    validators = tuple(state.validators[:VALIDATORS_MAX])
+    return FeedParts(memory.version, tuple(map(_stage_state, memory.stages)), tuple(peers), validators)
 
 
 def feed(state: RunState, parts: FeedParts, hotkey: Hotkey, now_s: float) -> Feed:
@@ -76,6 +78,7 @@ def feed(state: RunState, parts: FeedParts, hotkey: Hotkey, now_s: float) -> Fee
         peers=parts.peers,
         merge_plan=stage.plan if stage is not None else None,
         manifest=stage.newest_manifest if stage is not None else None,
+        validators=parts.validators,
     )
 
 

@@ -160,6 +160,8 @@ class MinerHost(Host):
             case Cancel():
                 respond(Done(), MESSAGE_BYTES)
                 self.handle(CancelArrived(Hotkey(source), request))
+            case LogRequest() | EvidenceRequest() if refusal := self.core.refusal_of_question(Hotkey(source)):
+                respond(refusal, MESSAGE_BYTES)
             case LogRequest():
                 self._answer_log(request, respond)
             case EvidenceRequest():

@@ -310,6 +310,8 @@ class ValidatorCore:
                 self._has_requested_final_weights = True
                 self._duty.request(max(0, self._last_round))
             return False
+        if self._hotkey not in self._members.validators:
+            return self._wait_for_permit(newest)
         if 0 <= self._last_round < newest - 1:
             skipped = {"first": self._last_round + 1, "last": newest - 1}
             self._notices.append(Notice("warning", "outer_steps_not_checked", skipped))
@@ -321,6 +323,14 @@ class ValidatorCore:
         self._errands.add(FetchLedger(window_start(newest, self._spec)))
         self._errands.add(self._lookout.ask(newest))
         return False
+
+    def _wait_for_permit(self, newest: int) -> bool:
+        """Without one no miner answers and no verdict counts. Permits come at an epoch; a run that is over ends."""
+        if not self._members.finished:
+            return False
+        self._notices.append(Notice("warning", "outer_steps_not_checked", {"last": newest, "detail": "no permit"}))
+        self._end_round(newest)
+        return True
 
     def _draw(self, current: _Round) -> bool:
         """Draws the round's miners among those that committed to work and are there now."""
@@ -360,7 +370,9 @@ class ValidatorCore:
         """A feed has come since the miner owes an answer: it says whether the miner still does."""
         miner = check.target.miner
         why: str | None = None
-        if ending.kind is EndingKind.WITHHELD:
+        if self._hotkey not in self._members.validators:
+            why = "this validator has lost its permit"
+        elif ending.kind is EndingKind.WITHHELD:
             if self._members.outer_step(check.target.stage_index) >= current.outer_step + OUTER_STEPS_OWED:
                 why = "it need not have that any more"
         elif self._members.finished or not self._members.was_there(miner, current.outer_step):

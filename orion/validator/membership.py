@@ -20,6 +20,8 @@ class Membership:
         self._active_since: dict[Hotkey, int] = {}
         self._checkpoints: dict[int, list[CheckpointRef]] = {}
         self.finished = False
+        self.validators: frozenset[Hotkey] = frozenset()
+        """Whom miners show their logs."""
         self.checkable_outer_step: int | None = None
         """Newest outer step of which every stage has all commitments it will get; None before the first."""
 
@@ -29,6 +31,7 @@ class Membership:
             return
         self._version = feed.version
         self.finished = feed.finished
+        self.validators = frozenset(feed.validators)
         self._peers = {peer.hotkey: peer for peer in feed.peers if peer.state is not MemberState.GONE}
         outer_steps = self._outer_steps = {stage.stage_index: stage.outer_step for stage in feed.stages}
         self._active_since = {

@@ -89,6 +89,7 @@ class World:
         self.merge_plan: MergePlan | None = None
         self.manifest: Manifest | None = None
         self.finished = False
+        self.validators: tuple[Hotkey, ...] = ()
 
     def set_phase(self, phase: Phase, outer_step: int) -> None:
         self.phases = [phase] * self.spec.num_stages
@@ -122,6 +123,7 @@ class World:
             peers=peers,
             merge_plan=self.merge_plan,
             manifest=self.manifest,
+            validators=self.validators,
         )
 
 

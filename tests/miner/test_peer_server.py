@@ -342,7 +342,13 @@ async def test_logs_and_evidence_are_handed_out_once_committed(miner: Running) -
 
         with pytest.raises(RefusedError) as caught:
             await ask()
-        assert caught.value.code is RefusalCode.NOT_FOUND
+        assert caught.value.code is RefusalCode.FORBIDDEN, "it is no validator"
+        assert caught.value.retry_after_s is not None, "it may become one"
+        miner.world.validators = (hotkey_of_key(STRANGER),)
+        miner.take(FeedArrived(miner.world.feed()))
+        with pytest.raises(RefusedError) as caught:
+            await ask()
+        assert caught.value.code is RefusalCode.NOT_FOUND, "nothing was committed to yet"
         miner.world.set_phase(Phase.UPLOAD, 0)
         miner.take(FeedArrived(miner.world.feed()))
         log, evidence = await ask()

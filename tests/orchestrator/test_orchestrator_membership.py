@@ -14,6 +14,7 @@ from orion.common.protocol.messages import (
     RefusalCode,
 )
 from orion.orchestrator.assignment import choose_stage
+from orion.orchestrator.events import MetagraphUpdated, Neuron
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))
 B0, B1, B2 = (hotkey_of(1, replica) for replica in range(3))
@@ -225,3 +226,17 @@ def test_the_run_takes_no_more_newcomers_once_it_has_ended() -> None:
     assert world.refusal(A2, join) is RefusalCode.WRONG_PHASE
     world.tick(100.0)
     assert len(world.active(0)) == 2, "nobody is missed after the end"
+
+
+def test_everybody_is_told_who_validates() -> None:
+    world = World()
+    world.start()
+    before = world.feed(A0)
+    assert before.validators == (VALIDATOR,)
+    neurons = tuple(Neuron(hotkey=hotkey, validator_permit=hotkey == A0) for hotkey in (VALIDATOR, A0, B0))
+    world.handle(MetagraphUpdated(neurons=neurons))
+    after = world.feed(A0)
+    assert after.validators == (A0,)
+    assert after.version > before.version, "who waits for news hears of it"
+    world.handle(MetagraphUpdated(neurons=neurons))
+    assert world.feed(A0).version == after.version

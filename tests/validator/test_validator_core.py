@@ -197,6 +197,35 @@ def test_no_checks_where_none_are_wanted_or_possible(honest: list[WorkingMiner])
         assert len(world.weights) == 1
 
 
+def test_without_a_permit_nobody_is_asked_and_with_it_the_newest_outer_step_is_checked(
+    honest: list[WorkingMiner],
+) -> None:
+    world = world_of(honest)
+    world.give_feed(validators=())
+    world.pass_time(5)
+    assert not world.effects
+    world.give_feed()
+    assert set(world.verdicts) == {A, B, C}
+
+
+def test_a_run_that_ends_without_a_permit_ends(honest: list[WorkingMiner]) -> None:
+    world = world_of(honest)
+    world.give_feed(outer_step=1, phase=Phase.DONE, finished=True, validators=())
+    assert not world.verdicts
+    assert "outer_steps_not_checked" in events_of(world)
+    assert world.core.is_done
+
+
+def test_a_permit_that_is_lost_during_a_check_blames_nobody(honest: list[WorkingMiner]) -> None:
+    world = world_of(honest)
+    world.problems[B] = FetchProblem.BUSY
+    world.give_feed()
+    world.pass_time(35)
+    world.give_feed(validators=())
+    assert set(world.verdicts) == {A, C}
+    assert "check_undecided" in events_of(world)
+
+
 # --- cheats -----------------------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,7 @@ class OrchestratorStandIn:
             outer_step=int(finished),
             phase=Phase.DONE if finished else Phase.MERGE,
             finished=finished,
+            validators=(hotkey_of(VALIDATOR),),
         )
         peers = tuple(peer.model_copy(update={"url": self.urls[peer.hotkey]}) for peer in feed.peers)
         return feed.model_copy(update={"peers": peers})

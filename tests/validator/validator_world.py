@@ -309,6 +309,7 @@ def make_feed(
     phase: Phase = Phase.MERGE,
     finished: bool = False,
     states: Mapping[Hotkey, MemberState] | None = None,
+    validators: tuple[Hotkey, ...] = (VALIDATOR,),
 ) -> Feed:
     """A validator's feed; all miners are active unless `states` says otherwise."""
     return Feed(
@@ -338,6 +339,7 @@ def make_feed(
         ),
         merge_plan=None,
         manifest=None,
+        validators=validators,
     )
 
 

@@ -8,6 +8,8 @@ from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
 
 MINERS_MAX = 16_384
 STAGES_MAX = 512
+VALIDATORS_MAX = 1_024
+"""Many times what a subnet has."""
 BATCH_MAX = 4_096
 PARTITIONS_MAX = 4_096
 BOUNDARY_PEERS_MAX = 256

@@ -18,6 +18,7 @@ from orion.common.protocol.fields import (
     MINERS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
+    VALIDATORS_MAX,
     Blake3,
     Cosine,
     Count,
@@ -307,6 +308,9 @@ class Feed(Message):
     """Of the caller's stage, from the end of the upload phase until the manifest."""
     manifest: Manifest | None
     """The newest of the caller's stage."""
+    validators: Annotated[tuple[Ss58, ...], Field(max_length=VALIDATORS_MAX)]
+    """Who has a validator permit on the chain, as the orchestrator last saw it: who may ask miners for logs and
+    evidence."""
 
 
 class ManifestQuery(Message):

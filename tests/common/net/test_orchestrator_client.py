@@ -99,6 +99,7 @@ class Orchestrator:
             peers=(),
             merge_plan=None,
             manifest=None,
+            validators=(),
         )
         return json_answer(feed)
 
