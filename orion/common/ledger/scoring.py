@@ -8,6 +8,9 @@ outer step count as far as both ends of each transfer agree and its commitment c
 They count in full when its pseudo-gradient is in the mean of every partition and its bytes stand in every partition
 that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between.
 
+All of it counts `unverified_factor` while no replay has passed in the window: what nobody has looked at is a claim.
+Whoever is fast because it computes nothing, or goes away whenever it is challenged, earns next to nothing by that.
+
 A failed check voids all work before it and all work after it until it leaves the window: `docs/SCORING.md` shows why
 that costs more than cheating saves. The functions at the end of this file are that arithmetic.
 """
@@ -32,7 +35,11 @@ def scores(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, float]:
     for record in ledger.work:
         if start <= record.outer_step <= ledger.outer_step:
             flops[record.hotkey].append(0.0 if record.hotkey in failed else counted_flops(record))
-    return {hotkey: math.fsum(done) for hotkey, done in sorted(flops.items())}  # exact, whatever their order
+    verified = verified_miners(ledger, spec)
+    return {  # exact, whatever their order
+        hotkey: math.fsum(done) * (1.0 if hotkey in verified else spec.validation.unverified_factor)
+        for hotkey, done in sorted(flops.items())
+    }
 
 
 def window_start(outer_step: int, spec: RunSpec) -> int:
@@ -79,6 +86,18 @@ def failed_checks(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, tuple[int, ...]
         if _is_failed(subject, list(votes.values())):
             failed[miner].add(outer_step)
     return {miner: tuple(sorted(outer_steps)) for miner, outer_steps in failed.items()}
+
+
+def verified_miners(ledger: Ledger, spec: RunSpec) -> set[Hotkey]:
+    """Miners of whom some validator replayed a log of an outer step in the window, and found no fault."""
+    start = window_start(ledger.outer_step, spec)
+    return {
+        record.verdict.miner
+        for record in ledger.verdicts
+        if start <= record.verdict.outer_step <= ledger.outer_step
+        and record.verdict.passed
+        and record.verdict.subject is not Subject.REDUCTION
+    }
 
 
 def _is_failed(subject: Subject, verdicts: list[Verdict]) -> bool:

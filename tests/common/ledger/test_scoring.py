@@ -35,7 +35,9 @@ RUNS = Path(__file__).parents[3] / "runs"
 
 
 def make_spec(window: int = WINDOW, **validation: object) -> RunSpec:
-    return RunSpec.load(RUNS / "local.toml", {"validation": {"score_window_outer_steps": window, **validation}})
+    """By default unverified work counts in full, so that what else decides a score can be looked at by itself."""
+    rules = {"score_window_outer_steps": window, "unverified_factor": 1.0, **validation}
+    return RunSpec.load(RUNS / "local.toml", {"validation": rules})
 
 
 SPEC = make_spec()
@@ -304,3 +306,18 @@ def test_shares_below_the_chain_s_resolution_are_dropped() -> None:
 def test_impossible_scores_are_refused(score: float) -> None:
     with pytest.raises(ValueError, match="score"):
         chain_weights({MINERS[0]: score}, UIDS, None, 0.0, 1.0)
+
+
+def test_work_counts_little_until_a_replay_has_passed_in_the_window_and_then_in_full() -> None:
+    spec = make_spec(unverified_factor=0.1)
+    miner, other = MINERS[:2]
+    records = [work(each, outer_step, 10.0) for each in (miner, other) for outer_step in (8, 9)]
+    checked = verdict(VALIDATORS[0], miner, 8, True)
+    assert scores(ledger(records, [checked]), spec) == {miner: 20.0, other: 2.0}
+    assert scores(ledger(records), spec) == {miner: 2.0, other: 2.0}, "nobody is worse off than the others"
+    reduced = verdict(VALIDATORS[0], miner, 8, True, subject=Subject.REDUCTION)
+    assert scores(ledger(records, [reduced]), spec) == {miner: 2.0, other: 2.0}, "a mean says nothing of a log"
+    long_ago = verdict(VALIDATORS[0], miner, 9 - WINDOW, True)
+    assert scores(ledger(records, [long_ago]), spec) == {miner: 2.0, other: 2.0}
+    failed = verdict(VALIDATORS[1], miner, 9, False)
+    assert scores(ledger(records, [checked, failed]), spec) == {miner: 0.0, other: 2.0}
