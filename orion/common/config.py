@@ -7,6 +7,7 @@ budgets) is not here but in that role's own config.
 
 import json
 import tomllib
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,8 +70,15 @@ class ValidationRules(Section):
     commit_s: Seconds = 3.0
     """Between two commitments of a miner to its log while it works: what it does within them is lost with its process,
     and is not paid."""
+    whole_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the checks, those that replay the whole log and compare the pseudo-gradient with what was uploaded."""
     cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.999
+    """Between what a miner sent and what the replay gives, for activations and their gradients."""
     norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Shorter ÷ longer of the two."""
+    pseudo_gradient_cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """The same for each partition of a pseudo-gradient, in which the noise of many inner steps has added up."""
+    pseudo_gradient_norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.98
     answer_s: Seconds = 15.0
     """How long after the run's end miners go on answering validators, so that the last outer step is checked too."""
     score_window_outer_steps: Annotated[int, Field(ge=1)] = 50
@@ -79,6 +87,24 @@ class ValidationRules(Section):
     """What a miner's work counts while no replay of a log of its has passed in that window; then all of it counts."""
     burn_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the chain weight that goes to the subnet owner's uid."""
+
+    @property
+    def tensor_tolerance(self) -> "Tolerance":
+        """For what crosses a stage boundary."""
+        return Tolerance(self.cosine_min, self.norm_ratio_min)
+
+    @property
+    def pseudo_gradient_tolerance(self) -> "Tolerance":
+        """For one partition of a pseudo-gradient."""
+        return Tolerance(self.pseudo_gradient_cosine_min, self.pseudo_gradient_norm_ratio_min)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How alike two tensors must be to count as the same."""
+
+    cosine_min: float
+    norm_ratio_min: float
 
 
 class RunSpec(Section):
@@ -182,6 +208,18 @@ class RunSpec(Section):
     def stage_sizes(self) -> tuple[int, ...]:
         """Parameters of each stage, boundaries included."""
         return tuple(stage_size(self.model, layout) for layout in self.layouts)
+
+    @property
+    def evidence_operations_min(self) -> int:
+        """Leading operations of an outer step whose tensors a miner must keep.
+
+        Where whole logs are replayed: what twice an even share of the microbatches makes, forward, backward and inner
+        steps. Replicas that are faster than that are seldom, and of them a part can be replayed.
+        """
+        if self.validation.whole_share == 0:
+            return self.validation.replay_ops_max
+        even_share = self.inner_steps * self.microbatches_per_step
+        return max(self.validation.replay_ops_max, 2 * (2 * even_share + self.inner_steps))
 
     @property
     def tokens_per_microbatch(self) -> int:

@@ -149,11 +149,11 @@ async def serve(
 def _open_archive(spec: RunSpec, config: MinerConfig, hotkey: Hotkey) -> DiskArchive:
     """This miner's logs of the run. Raises ConfigError when the budget does not even hold what every check needs."""
     body_bytes = body_size(activation_spec(spec, 1)) if spec.num_stages > 1 else 0
-    needed_bytes = OUTER_STEPS_KEPT * spec.validation.replay_ops_max * 2 * body_bytes
+    needed_bytes = OUTER_STEPS_KEPT * spec.evidence_operations_min * 2 * body_bytes
     if config.evidence_bytes_max < needed_bytes:
         raise ConfigError(
             f"evidence_bytes_max {config.evidence_bytes_max} holds too little to pass a check of this run; "
-            f"give at least {needed_bytes}, and {needed_bytes // spec.validation.replay_ops_max} more for every "
+            f"give at least {needed_bytes}, and {needed_bytes // spec.evidence_operations_min} more for every "
             "operation of an outer step beyond"
         )
     archive = DiskArchive(config.state_folder / hotkey / f"{spec.run_id}-{spec.digest[:16]}", config.evidence_bytes_max)

@@ -6,6 +6,7 @@ They train a real model on made-up text, small enough that an outer step takes a
 from collections.abc import Mapping, Sequence
 from random import Random
 from types import MappingProxyType
+from typing import Any
 
 from orion.common.config import FlowLimits, RunSpec, TimeLimits, ValidationRules
 from orion.common.model.config import BoundaryConfig, ModelConfig
@@ -42,6 +43,7 @@ def tiny_spec(
     inner_steps: int = 2,
     microbatches_per_step: int = 2,
     checks_per_outer_step: int = 1,
+    whole_share: float = 0.5,
     seed: int = 1,
 ) -> RunSpec:
     """A run of the tiny model, with time limits that fit its devices (tenths of a second for a microbatch)."""
@@ -65,7 +67,9 @@ def tiny_spec(
         outer=OuterConfig(lr=0.9, momentum=0.5, momentum_start=0.5),
         time_limits=TimeLimits(train_s=40.0, transfer_grace_s=6.0, microbatch_s=15.0, member_s=6.0),
         flow=FlowLimits(in_flight_max=4),
-        validation=ValidationRules(checks_per_outer_step=checks_per_outer_step, replay_ops_max=6, commit_s=0.5),
+        validation=ValidationRules(
+            checks_per_outer_step=checks_per_outer_step, replay_ops_max=6, commit_s=0.5, whole_share=whole_share
+        ),
     )
 
 
@@ -75,7 +79,7 @@ def calm(
     num_spares: int = 0,
     faults: Sequence[Fault] = (),
     cheats: Mapping[int, MakeMiner] = MappingProxyType({}),
-    **fields: int,
+    **fields: Any,
 ) -> Scenario:
     """Nothing goes wrong beyond what is asked for. `fields` are those of `tiny_spec`."""
     return Scenario(

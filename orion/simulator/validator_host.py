@@ -49,6 +49,7 @@ class ValidatorHost(Host):
             tokens=world.tokens,
             device=HOST_DEVICE,
             compute_dtype=torch.float32,
+            clock=world.clock,
             on_device=in_place,
             offload=in_place,
         )

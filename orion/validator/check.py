@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey, Operation
+from orion.common.ids import Hotkey, Operation, Subject
 from orion.common.protocol.codec import activation_spec, body_size
+from orion.common.protocol.fields import LOG_ENTRIES_MAX
 from orion.common.protocol.messages import (
     CheckpointRef,
     Commitment,
+    Contribution,
     Receipt,
 )
 from orion.common.protocol.records import (
@@ -49,7 +51,7 @@ from orion.validator.log_check import (
     request_of,
 )
 from orion.validator.receipt_check import receipt_fault
-from orion.validator.sampling import draw_num_operations
+from orion.validator.sampling import draw_extent
 
 TRIES = 3
 """Requests that fit into a miner's time when each is lost on the way; replays when the anchor cannot be had."""
@@ -140,14 +142,23 @@ class _Evidence:
 class Check:
     """Feed it what arrives, then ask `pump` what to do next."""
 
-    def __init__(self, spec: RunSpec, target: Target, checkpoint: CheckpointRef | None, rng: random.Random) -> None:
-        """`checkpoint` is where a replay of the target's outer step starts from."""
+    def __init__(
+        self,
+        spec: RunSpec,
+        target: Target,
+        checkpoint: CheckpointRef | None,
+        rng: random.Random,
+        operations_max: int = LOG_ENTRIES_MAX,
+    ) -> None:
+        """`checkpoint` is where a replay of the target's outer step starts from; `operations_max` is what the validator
+        can afford."""
         self.target = target
         self.phase = CheckPhase.LOG
         self.ending: Ending | None = None
         self.replay_result: ReplayResult | None = None
         self._spec = spec
         self._checkpoint = checkpoint
+        self._operations_max = operations_max
         self._rng = rng
         self._position = Position(target.stage_index, spec.num_stages)
         self._body_bytes = body_size(activation_spec(spec, 1)) if spec.num_stages > 1 else 0
@@ -160,7 +171,25 @@ class Check:
         """To replay; drawn."""
         self._request: LogRequest | None = None
         self._entries: tuple[LogEntry, ...] = ()
+        self._is_whole = False
+        self._knows_contribution = False
+        self._contribution: Contribution | None = None
         self._evidence = _Evidence([])
+
+    @property
+    def needs_contribution(self) -> bool:
+        """Whether the pseudo-gradient is to be compared, and it is not known yet what the miner uploaded."""
+        return self._is_whole and not self._knows_contribution and self.phase is not CheckPhase.ENDED
+
+    @property
+    def subject(self) -> Subject:
+        """What the check looks at, as far as is known."""
+        return Subject.WHOLE if self._is_whole and self._contribution is not None else Subject.LOG
+
+    def on_contribution(self, contribution: Contribution | None) -> None:
+        """What the miner uploaded; None: nothing that entered the merge, or nobody knows."""
+        if not self._knows_contribution:
+            self._knows_contribution, self._contribution = True, contribution
 
     def start(self, now_s: float) -> None:
         """Draws how much of the log is replayed, and begins with asking for that. The log must not be empty."""
@@ -169,7 +198,8 @@ class Check:
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
-        self._num_operations = draw_num_operations(newest.num_kept, self._spec.validation.replay_ops_max, self._rng)
+        extent = draw_extent(newest, self._spec.validation, self._operations_max, self._rng)
+        self._num_operations, self._is_whole = extent.num_operations, extent.is_whole
         is_short = newest.num_entries <= LOG_ENTRIES_WHOLE
         self._request = request_of(self.target.commitments, newest.num_entries if is_short else self._num_operations)
         self._set_deadline(_log_bytes(self._request), now_s)
@@ -250,7 +280,9 @@ class Check:
             if result.failure is not None:
                 self._end(EndingKind.FAILED, result.failure, result.num_operations)
             else:
-                self._end(EndingKind.PASSED, "", result.num_operations)
+                lacks_upload = self._is_whole and self._contribution is None
+                detail = "nothing of it entered the merge, so no pseudo-gradient was compared" if lacks_upload else ""
+                self._end(EndingKind.PASSED, detail, result.num_operations)
 
     def on_replay_unavailable(self, detail: str, retry: bool, now_s: float) -> None:
         """The validator could not replay, through no fault of the miner."""
@@ -267,7 +299,8 @@ class Check:
         evidence = self._evidence
         assert len(evidence.in_flight) <= FETCHES_MAX
         assert not evidence.in_flight.keys() & evidence.bodies.keys()
-        assert len(self._entries) <= self._spec.validation.replay_ops_max
+        assert self._is_whole or len(self._entries) <= self._spec.validation.replay_ops_max
+        assert len(self._entries) <= self._operations_max
         assert self.phase is not CheckPhase.REPLAY or not (evidence.todo or evidence.in_flight)
 
     def _fetch_log(self, url: str, now_s: float) -> list[Effect]:
@@ -280,7 +313,7 @@ class Check:
         return [FetchLog(self.target.miner, url, self._request, size_bytes_max, timeout_s)]
 
     def _begin_replay(self, now_s: float) -> list[Effect]:
-        if self._replay_in_flight or now_s < self._not_before_s:
+        if self._replay_in_flight or self.needs_contribution or now_s < self._not_before_s:
             return []
         self._replay_in_flight = True
         self._num_replays += 1
@@ -324,7 +357,10 @@ class Check:
             ReplayOperation(entry, body(entry, "input"), body(entry, "output")) for entry in self._entries
         )
         target = self.target
-        return ReplayTask(target.miner, target.stage_index, target.outer_step, self._checkpoint, operations)
+        contribution = self._contribution if self._is_whole else None
+        return ReplayTask(
+            target.miner, target.stage_index, target.outer_step, self._checkpoint, operations, contribution
+        )
 
     def _set_deadline(self, size_bytes: int, now_s: float) -> None:
         """Time to transfer by the rule of every phase, and on top of it the time after which a miner that nobody can

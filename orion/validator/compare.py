@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orion.common.config import ValidationRules
+from orion.common.config import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Comparison:
     """Why they do not count as the same; None when they do."""
 
 
-def compare(claimed: Tensor, replayed: Tensor, rules: ValidationRules) -> Comparison:
+def compare(claimed: Tensor, replayed: Tensor, tolerance: Tolerance) -> Comparison:
     """Compares what a miner claims with what the replay gave; both of any one shape, in a floating dtype.
 
     The replayed tensor is first rounded to the claimed one's dtype, as it would have been on the wire.
@@ -44,7 +44,7 @@ def compare(claimed: Tensor, replayed: Tensor, rules: ValidationRules) -> Compar
     if torch.equal(claimed, replayed):
         return Comparison(bit_equal=True, cosine=1.0, norm_ratio=1.0, failure=None)
     cosine, norm_ratio = _likeness(claimed.double().flatten(), replayed.double().flatten())
-    return Comparison(False, cosine, norm_ratio, _failure(cosine, norm_ratio, rules))
+    return Comparison(False, cosine, norm_ratio, _failure(cosine, norm_ratio, tolerance))
 
 
 def _apart(failure: str) -> Comparison:
@@ -62,9 +62,9 @@ def _likeness(first: Tensor, second: Tensor) -> tuple[float, float]:
     return max(-1.0, min(1.0, cosine)), min(norms) / max(norms)
 
 
-def _failure(cosine: float, norm_ratio: float, rules: ValidationRules) -> str | None:
-    if not (math.isfinite(cosine) and cosine >= rules.cosine_min):
-        return f"cosine {cosine:.6f} is below {rules.cosine_min:g}"
-    if not (math.isfinite(norm_ratio) and norm_ratio >= rules.norm_ratio_min):
-        return f"norm ratio {norm_ratio:.6f} is below {rules.norm_ratio_min:g}"
+def _failure(cosine: float, norm_ratio: float, tolerance: Tolerance) -> str | None:
+    if not (math.isfinite(cosine) and cosine >= tolerance.cosine_min):
+        return f"cosine {cosine:.6f} is below {tolerance.cosine_min:g}"
+    if not (math.isfinite(norm_ratio) and norm_ratio >= tolerance.norm_ratio_min):
+        return f"norm ratio {norm_ratio:.6f} is below {tolerance.norm_ratio_min:g}"
     return None

@@ -6,6 +6,17 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class Budget(BaseModel):
+    """What one validator can afford; what it leaves undone by that is said in its log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compute_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds of replaying and reducing per outer step; the round ends early once they are spent."""
+    evidence_bytes: Annotated[int, Field(gt=0)] = 4 * 1024**3
+    """Host memory for the tensors of one replay; a log that needs more is replayed in part."""
+
+
 class ValidatorConfig(BaseModel):
     """Settings of a validator."""
 
@@ -22,6 +33,7 @@ class ValidatorConfig(BaseModel):
     rest of a shared machine to training."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """Added to the process's niceness, so that on a shared machine checks give way to training."""
+    budget: Budget = Budget()
     follow: bool = False
     """Stay after the run has finished."""
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5

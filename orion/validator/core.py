@@ -21,12 +21,17 @@ from dataclasses import asdict, dataclass, field
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
 from orion.common.ledger.scoring import window_start
+from orion.common.protocol.codec import activation_spec, body_size
+from orion.common.protocol.messages import Contribution
 from orion.common.protocol.records import (
     Commitments,
     Ledger,
+    MergeRecord,
     Verdict,
 )
+from orion.validator.budget import Spending
 from orion.validator.check import Check, Ending, EndingKind, Target
+from orion.validator.config import Budget
 from orion.validator.errand import Errands
 from orion.validator.events import (
     ChainFailed,
@@ -98,12 +103,14 @@ class _Round:
 class ValidatorCore:
     """Decides; see the module. `handle` is its only door."""
 
-    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: random.Random) -> None:
-        """`hotkey` is the validator's own; `rng` must be unknown to the miners."""
+    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: random.Random, budget: Budget | None = None) -> None:
+        """`hotkey` is the validator's own; `rng` must be unknown to the miners. `budget` is what it can afford."""
         self._spec = spec
         self._hotkey = hotkey
         self._rng = rng
         self._members = Membership(spec)
+        self._spending = Spending(budget if budget is not None else Budget())
+        self._body_bytes = body_size(activation_spec(spec, 1)) if spec.num_stages > 1 else 0
         self._errands = Errands()
         self._duty = WeightDuty(spec, self._errands)
         self._lookout = Lookout()
@@ -219,6 +226,7 @@ class ValidatorCore:
                 if record.outer_step == self._round.outer_step:
                     self._round.reductions.on_merge(record.stage_index, record)
             case ReductionEnded():
+                self._spending.spend(event.compute_s)
                 self._round.reductions.on_reduced(event)
             case ReductionUnavailable():
                 self._notices += self._round.reductions.on_unavailable(event, now_s)
@@ -275,6 +283,7 @@ class ValidatorCore:
             case EvidenceFailed():
                 check.on_evidence_failed(event.request, event.problem, event.detail, now_s)
             case ReplayEnded():
+                self._spending.spend(event.compute_s, event.result.num_operations)
                 check.on_replayed(event.result)
             case ReplayUnavailable():
                 check.on_replay_unavailable(event.detail, event.retry, now_s)
@@ -290,10 +299,13 @@ class ValidatorCore:
         self._ask_for_merges(current)
         if current.check is not None:
             return self._pursue(current, current.check, effects, now_s)
+        if self._spending.is_exhausted and not current.has_judged_reductions:
+            self._cut_short(current)
         if current.targets:
             target = current.targets.pop(0)
             checkpoint = self._members.checkpoint(target.stage_index, target.outer_step)
-            current.check = Check(self._spec, target, checkpoint, self._rng)
+            operations_max = self._spending.operations_max(self._body_bytes)
+            current.check = Check(self._spec, target, checkpoint, self._rng, operations_max)
             current.check.start(now_s)
             return True
         if not current.has_judged_reductions:
@@ -318,6 +330,7 @@ class ValidatorCore:
         if self._num_checks == 0 and self._spec.validation.reductions_per_outer_step == 0:
             self._end_round(newest)
             return True
+        self._spending.begin_round()
         self._round = _Round(newest, ReductionCheck(self._spec, newest, self._rng))
         self._errands.add(FetchCommitments(newest))
         self._errands.add(FetchLedger(window_start(newest, self._spec)))
@@ -352,6 +365,10 @@ class ValidatorCore:
         return True
 
     def _pursue(self, current: _Round, check: Check, effects: list[Effect], now_s: float) -> bool:
+        if check.needs_contribution and current.reductions.knows(check.target.stage_index):
+            check.on_contribution(
+                _contribution(current.reductions.record(check.target.stage_index), check.target.miner)
+            )
         effects += check.pump(self._members.url(check.target.miner), now_s)
         if check.ending is None:
             return False
@@ -408,6 +425,7 @@ class ValidatorCore:
             miner=target.miner,
             outer_step=target.outer_step,
             passed=passed,
+            subject=check.subject,
             num_operations=ending.num_operations,
             reason=ending.detail[:_REASON_CHARS_MAX],
         )
@@ -422,7 +440,8 @@ class ValidatorCore:
 
     def _ask_for_merges(self, current: _Round) -> None:
         """Fetches how each stage was merged, once it was."""
-        if self._spec.validation.reductions_per_outer_step == 0:
+        is_needed = current.check is not None and current.check.needs_contribution
+        if self._spec.validation.reductions_per_outer_step == 0 and not is_needed:
             return
         for stage_index in range(self._spec.num_stages):
             if current.reductions.knows(stage_index):
@@ -431,6 +450,21 @@ class ValidatorCore:
                 self._errands.add(FetchMerge(stage_index, current.outer_step))
             elif self._members.finished:
                 current.reductions.on_merge(stage_index, None)
+
+    def _cut_short(self, current: _Round) -> None:
+        """Leaves out what the budget has no room for; whoever is not looked at is due again."""
+        assert current.targets is not None
+        num_partitions = current.reductions.give_up()
+        if not current.targets and not num_partitions:
+            return
+        fields = {
+            "outer_step": current.outer_step,
+            "compute_s": self._spending.spent_s,
+            "miners": [target.miner for target in current.targets],
+            "num_partitions": num_partitions,
+        }
+        current.targets = []
+        self._notices.append(Notice("warning", "round_cut_short", fields))
 
     def _reduce(self, current: _Round, effects: list[Effect], now_s: float) -> bool:
         """Reduces the drawn partitions again, one after the other, and judges their reducers at the end."""
@@ -458,6 +492,12 @@ class ValidatorCore:
         self._last_round = outer_step
         if not self._members.finished:  # else the last weights follow at once
             self._duty.request(outer_step)
+
+
+def _contribution(record: MergeRecord | None, miner: Hotkey) -> Contribution | None:
+    """What a miner's stage merged of it."""
+    contributions = () if record is None else record.contributions
+    return next((contribution for contribution in contributions if contribution.hotkey == miner), None)
 
 
 def _targets(commitments: Commitments, outer_step: int) -> dict[Hotkey, Target]:

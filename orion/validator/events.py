@@ -74,6 +74,8 @@ class ReplayTask:
     checkpoint: CheckpointRef | None
     """Newest known checkpoint of the stage at or before the outer step; None = start from the initial parameters."""
     operations: tuple[ReplayOperation, ...]
+    contribution: Contribution | None = None
+    """What the miner uploaded; with it the operations are its whole log, and the pseudo-gradient is compared too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class ReplayResult:
     """Of the compared ones, those whose output had the very same bits."""
     cosine_least: float
     norm_ratio_least: float
+    num_partitions: int
+    """Of the pseudo-gradient, compared."""
+    pseudo_gradient_cosine_least: float
+    pseudo_gradient_norm_ratio_least: float
     num_foreign_inputs: int
     """Inputs whose token ids are not those of their data id. Somebody before this miner changed them."""
     failure: str | None
@@ -223,6 +229,8 @@ class ReplayEnded:
     miner: Hotkey
     outer_step: int
     result: ReplayResult
+    compute_s: float
+    """Time that it took on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +254,8 @@ class ReductionEnded:
     digest: Digest | None
     """Of the mean's object; None: no contribution was fit to enter it."""
     excluded: tuple[Hotkey, ...]
+    compute_s: float
+    """Time that it took."""
 
 
 @dataclass(frozen=True, slots=True)

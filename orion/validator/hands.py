@@ -5,13 +5,15 @@ event, whatever happens; only a mistake of our own raises. What it asks and wher
 needs no event loop of its own: the simulator runs it too.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from blake3 import blake3
 from pydantic import ValidationError
 
+from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import DataError, TransportError
 from orion.common.ids import Digest, Direction, Hotkey
@@ -24,6 +26,7 @@ from orion.common.protocol.fields import MINERS_MAX
 from orion.common.protocol.messages import (
     Done,
     Message,
+    ObjectRef,
     Receipt,
     RefusalCode,
 )
@@ -85,6 +88,8 @@ from orion.validator.events import (
 )
 from orion.validator.replay import TokenSource, replay
 
+ResultT = TypeVar("ResultT")
+
 _TIMEOUT_S_MIN = 0.1
 """Of a request whose deadline is about to pass; zero would mean none to the HTTP client."""
 
@@ -140,6 +145,7 @@ class Hands:
         tokens: TokenSource,
         device: torch.device,
         compute_dtype: torch.dtype,
+        clock: Clock,
         on_device: Offload,
         offload: Offload = in_thread,
     ) -> None:
@@ -152,6 +158,7 @@ class Hands:
         self._objects = objects
         self._chain = chain
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
+        self._clock = clock
         self._on_device = on_device
         self._offload = offload
 
@@ -272,10 +279,33 @@ class Hands:
     async def _replay_task(self, task: ReplayTask) -> Event:
         try:
             state = await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint)
-            result = await self._on_device(partial(self._replay, task, state))
+            uploaded = await self._fetch_contribution(task)
+            result, compute_s = await self._timed(partial(self._replay, task, state, uploaded=uploaded))
         except (TransportError, RefusedError, DataError, torch.OutOfMemoryError) as error:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
-        return ReplayEnded(task.miner, task.outer_step, result)
+        return ReplayEnded(task.miner, task.outer_step, result, compute_s)
+
+    async def _fetch_contribution(self, task: ReplayTask) -> list[bytearray | None]:
+        """The objects of all partitions of what a miner uploaded, None for one of the wrong size."""
+        if task.contribution is None:
+            return []
+        partitions = partition_bounds(self._spec.stage_sizes[task.stage_index], self._spec.num_partitions)
+        refs: list[ObjectRef | None] = []
+        for partition in partitions:
+            found = slice_refs(self._spec.codec, partition.num_params, [task.contribution], partition.index)
+            refs.append(found.get(task.miner))
+        bodies = iter(await self._objects.get_many([ref for ref in refs if ref is not None]))
+        return [None if ref is None else next(bodies) for ref in refs]
+
+    async def _timed(self, compute: Callable[[], ResultT]) -> tuple[ResultT, float]:
+        """What is computed on the device, and the seconds that it took there."""
+
+        def measured() -> tuple[ResultT, float]:
+            began_s = self._clock.monotonic_s()
+            result = compute()
+            return result, self._clock.monotonic_s() - began_s
+
+        return await self._on_device(measured)
 
     async def _reduce(self, task: ReductionTask) -> Event:
         spec, index = self._spec, task.partition_index
@@ -287,9 +317,10 @@ class Hands:
         except (TransportError, RefusedError) as error:
             return ReductionUnavailable(*named, f"{type(error).__name__}: {error}", _may_pass(error))
         slices = slices_in_order(task.contributions, bodies)
-        reduction = await self._on_device(partial(reduce_partition, spec.codec, partition.num_params, slices))
+        reduction, compute_s = await self._timed(partial(reduce_partition, spec.codec, partition.num_params, slices))
         digest = None if reduction.mean is None else reduction.mean.digest
-        return ReductionEnded(*named, digest, tuple(exclusion.hotkey for exclusion in reduction.excluded))
+        excluded = tuple(exclusion.hotkey for exclusion in reduction.excluded)
+        return ReductionEnded(*named, digest, excluded, compute_s)
 
     async def _read_chain(self, effect: FetchMetagraph) -> Event:
         try:

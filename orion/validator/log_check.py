@@ -57,7 +57,7 @@ def commitments_fault(commitments: Sequence[Commitment], spec: RunSpec) -> str |
     for commitment in commitments:
         if roots.setdefault(commitment.num_entries, commitment.root) != commitment.root:
             return f"two commitments to logs of {commitment.num_entries} entries have different roots"
-    num_needed = min(newest.num_entries, spec.validation.replay_ops_max)
+    num_needed = min(newest.num_entries, spec.evidence_operations_min)
     if newest.num_kept < num_needed:
         return f"keeps the tensors of {newest.num_kept} operations, {num_needed} must be"
     return None

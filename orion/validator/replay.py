@@ -1,4 +1,4 @@
-"""Replays a prefix of a miner's log from the public anchor, with the engine that the miner used.
+"""Replays a miner's log, or a prefix of it, from the public anchor, with the engine that the miner used.
 
 Owns the comparison of every operation's output. Must not fetch anything or judge what was not delivered. A function of
 its arguments alone; the real validator runs it on its device thread, the simulator in place.
@@ -6,11 +6,14 @@ its arguments alone; the real validator runs it on its device thread, the simula
 What is compared: a forward's output, the gradient that the last stage sends back at once, a backward's input gradient.
 An inner step leaves nothing to compare, nor does the first stage's backward, but what follows depends on them:
 gradients that were not accumulated show in the first output after the next inner step. Each operation is given the
-inputs that the miner handed over, not what was replayed, so that noise does not add up along the log.
+inputs that the miner handed over, not what was replayed, so that noise does not add up along the log. After a whole log
+the pseudo-gradient is compared with the one that was uploaded, partition by partition. Both are taken through the run's
+codec, so that what it loses is lost on both sides.
 
-Letters in names: B sequences, T tokens, U = T + 1, C boundary width.
+Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,8 +27,10 @@ from orion.common.errors import DataError
 from orion.common.ids import Operation
 from orion.common.model.stage import Stage
 from orion.common.protocol.records import LogEntry
+from orion.common.protocol.reduction import decode_slice, through_codec
 from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState
+from orion.common.train.partition import partition_bounds
 from orion.validator.compare import Comparison, compare
 from orion.validator.events import ReplayOperation, ReplayResult, ReplayTask, TensorBody
 
@@ -48,16 +53,22 @@ def replay(
     tokens: TokenSource | None,
     device: torch.device,
     compute_dtype: torch.dtype,
+    uploaded: Sequence[bytearray | None] = (),
 ) -> ReplayResult:
     """Replays all operations of `task`, up to the first that fails, from `state`, the anchor of its outer step.
 
-    Device and compute dtype decide how alike the results can be: bit for bit only on what the miner has. `tokens` is
-    needed for the first stage; elsewhere it serves to count inputs with foreign ids. Raises DataError without it, and
-    ValueError when `state` is not of the task's stage and outer step.
+    `uploaded` are the miner's objects of all partitions where the task has a contribution, None for one that has the
+    wrong size. Device and compute dtype decide how alike the results can be: bit for bit only on what the miner has.
+    `tokens` is needed for the first stage; elsewhere it serves to count inputs with foreign ids. Raises DataError
+    without it, and ValueError when `state` is not of the task's stage and outer step.
     """
     if state.outer_step != task.outer_step:
         raise ValueError(f"anchor of outer step {state.outer_step} for a log of {task.outer_step}")
-    return _Replay(task, state, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype).run()
+    run = _Replay(task, state, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
+    run.operations()
+    if task.contribution is not None:
+        run.pseudo_gradient(uploaded)
+    return run.result()
 
 
 @dataclass(slots=True)
@@ -68,6 +79,9 @@ class _Tally:
     num_bit_equal: int = 0
     cosine_least: float = 1.0
     norm_ratio_least: float = 1.0
+    num_partitions: int = 0
+    pseudo_gradient_cosine_least: float = 1.0
+    pseudo_gradient_norm_ratio_least: float = 1.0
     foreign: set[int] = field(default_factory=set)
     """Data ids whose inputs came with other tokens."""
 
@@ -76,6 +90,12 @@ class _Tally:
         self.num_bit_equal += comparison.bit_equal
         self.cosine_least = min(self.cosine_least, comparison.cosine)
         self.norm_ratio_least = min(self.norm_ratio_least, comparison.norm_ratio)
+        return comparison.failure
+
+    def add_partition(self, comparison: Comparison) -> str | None:
+        self.num_partitions += 1
+        self.pseudo_gradient_cosine_least = min(self.pseudo_gradient_cosine_least, comparison.cosine)
+        self.pseudo_gradient_norm_ratio_least = min(self.pseudo_gradient_norm_ratio_least, comparison.norm_ratio)
         return comparison.failure
 
 
@@ -109,34 +129,60 @@ class _Replay:
         )
         self._state = state
         self._stand_at_anchor()
+        self._tolerance = spec.validation.tensor_tolerance
         self._tally = _Tally()
+        self._num_operations = 0
+        self._failure: str | None = None
 
     def _stand_at_anchor(self) -> None:
         """At the start of the outer step, with nothing in hand."""
         self._engine.load(self._state)
         self._engine.begin_outer_step()
 
-    def run(self) -> ReplayResult:
-        num_operations = 0
-        failure = None
-        for operation in self._task.operations:
-            num_operations += 1
+    def operations(self) -> None:
+        """All operations, up to the first that fails."""
+        for number, operation in enumerate(self._task.operations):
+            self._num_operations += 1
             try:
                 failure = self._operation(operation)
             except (EngineUseError, NonFiniteError) as error:
                 failure = str(error)
             if failure is not None:
-                failure = f"{operation.entry.operation} {num_operations - 1} of the log: {failure}"
-                break
+                self._failure = f"{operation.entry.operation} {number} of the log: {failure}"
+                return
+
+    def pseudo_gradient(self, uploaded: Sequence[bytearray | None]) -> None:
+        """Every partition of what the log leads to, unless the log has failed already."""
+        if self._failure is not None:
+            return
+        replayed_N = self._engine.pseudo_gradient_N().cpu()
+        codec, tolerance = self._spec.codec, self._spec.validation.pseudo_gradient_tolerance
+        partitions = partition_bounds(replayed_N.numel(), self._spec.num_partitions)
+        for partition, body in zip(partitions, uploaded, strict=True):
+            claimed_N = decode_slice(codec, partition.num_params, body)
+            if isinstance(claimed_N, str):
+                failure: str | None = claimed_N
+            else:
+                own_N = through_codec(codec, replayed_N[partition.start : partition.end])
+                failure = self._tally.add_partition(compare(claimed_N, own_N, tolerance))
+            if failure is not None:
+                self._failure = f"pseudo-gradient, partition {partition.index}: {failure}"
+                return
+
+    def result(self) -> ReplayResult:
+        """What was found."""
         tally = self._tally
         return ReplayResult(
-            num_operations=num_operations,
+            num_operations=self._num_operations,
             num_compared=tally.num_compared,
             num_bit_equal=tally.num_bit_equal,
             cosine_least=tally.cosine_least,
             norm_ratio_least=tally.norm_ratio_least,
+            num_partitions=tally.num_partitions,
+            pseudo_gradient_cosine_least=tally.pseudo_gradient_cosine_least,
+            pseudo_gradient_norm_ratio_least=tally.pseudo_gradient_norm_ratio_least,
             num_foreign_inputs=len(tally.foreign),
-            failure=failure,
+            failure=self._failure,
         )
 
     def _operation(self, operation: ReplayOperation) -> str | None:
@@ -165,11 +211,11 @@ class _Replay:
             return None
         if self._is_last:
             assert result.input_grad_BTC is not None
-            return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._spec.validation))
+            return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._tolerance))
         if not torch.equal(operation.output["ids"].long(), ids_BU):
             return "sent on other token ids"
         assert result.output_BTC is not None
-        return self._tally.add(compare(operation.output["z"], result.output_BTC, self._spec.validation))
+        return self._tally.add(compare(operation.output["z"], result.output_BTC, self._tolerance))
 
     def _backward(self, operation: ReplayOperation) -> str | None:
         assert operation.entry.microbatch_id is not None
@@ -177,7 +223,7 @@ class _Replay:
         result = self._engine.backward(operation.entry.microbatch_id, operation.input["g"])
         if operation.output is None or result.input_grad_BTC is None:
             return None
-        return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._spec.validation))
+        return self._tally.add(compare(operation.output["g"], result.input_grad_BTC, self._tolerance))
 
     def _inner_step(self, entry: LogEntry) -> None:
         index = self._task.outer_step * self._spec.inner_steps + entry.inner_step

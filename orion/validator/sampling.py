@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from orion.common.config import ValidationRules
 from orion.common.ids import Hotkey
+from orion.common.protocol.messages import Commitment
 
 SURPRISE_SHARE = 0.25
 """Of the draws, those that pay no heed to whose turn it is."""
@@ -51,9 +53,27 @@ def draw_miners(
     return tuple(drawn)
 
 
-def draw_num_operations(num_entries: int, replay_ops_max: int, rng: random.Random) -> int:
-    """How long a prefix of a log of `num_entries` ≥ 1 is replayed: every length up to the bound is as likely."""
-    return rng.randint(1, min(num_entries, replay_ops_max))
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a log is replayed."""
+
+    num_operations: int
+    """Its first ones."""
+    is_whole: bool
+    """All of them, and the pseudo-gradient is compared too."""
+
+
+def draw_extent(commitment: Commitment, rules: ValidationRules, operations_max: int, rng: random.Random) -> Extent:
+    """How much of a log of one entry at least is replayed.
+
+    The whole with the run's probability, when the miner has finished and kept it and the validator can afford it; else
+    a prefix of what was kept, of which every length up to the bounds is as likely.
+    """
+    is_drawn = rng.random() < rules.whole_share
+    is_there = commitment.is_final and commitment.num_kept == commitment.num_entries <= operations_max
+    if is_drawn and is_there:
+        return Extent(commitment.num_entries, is_whole=True)
+    return Extent(rng.randint(1, min(commitment.num_kept, rules.replay_ops_max, operations_max)), is_whole=False)
 
 
 @dataclass(frozen=True, slots=True)

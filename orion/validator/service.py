@@ -65,9 +65,10 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
             tokens=tokens,
             device=device,
             compute_dtype=compute_dtype(device),
+            clock=clock,
             on_device=device_thread,
         )
-        core = ValidatorCore(spec, rpc.hotkey, rng)
+        core = ValidatorCore(spec, rpc.hotkey, rng, config.budget)
         _log.info("validator_started", hotkey=rpc.hotkey, run_id=spec.run_id, device=str(device))
         try:
             await ValidatorLoop(core, hands, orchestrator, clock, config).run()

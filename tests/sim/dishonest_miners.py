@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from orion.common.ids import MicrobatchId
-from orion.common.protocol.codec import Body, encode
+from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.keys import parse_key
 from orion.common.protocol.messages import ObjectRef
+from orion.common.protocol.reduction import slice_spec
 from orion.miner.cache import Slot
+from orion.miner.events import PseudoGradientEncoded
 from orion.miner.worker import DeviceWorker
 from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator
 from orion.simulator.miner_host import HOST_DEVICE, MinerHost
@@ -51,6 +53,38 @@ class ForgetfulMiner(MinerHost):
 
     def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
         return ForgetfulObjects(orchestrator)
+
+
+class PoisoningWorker(DeviceWorker):
+    """Works honestly, and uploads something else."""
+
+    def _encode_pseudo_gradient(self, outer_step: int) -> PseudoGradientEncoded:
+        super()._encode_pseudo_gradient(outer_step)
+        self.outbox = {key: _negated(body) for key, body in self.outbox.items()}
+        objects = [
+            ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
+        ]
+        return PseudoGradientEncoded(outer_step, tuple(objects))
+
+
+def _negated(body: Body) -> Body:
+    num_values = (body.size_bytes - len(body.header)) // 4
+    values_N = decode(body.tobytes(), slice_spec("none", num_values), body.size_bytes)["values"]
+    return encode({"values": -values_N})
+
+
+class PoisoningMiner(MinerHost):
+    """Does the work that it is checked for, and pulls the anchor the other way."""
+
+    def make_worker(self) -> DeviceWorker:
+        return PoisoningWorker(
+            self.world.spec,
+            self.hotkey,
+            cache=self.cache,
+            evidence=self.evidence,
+            device=HOST_DEVICE,
+            compute_dtype=torch.float32,
+        )
 
 
 class NoisyWorker(DeviceWorker):

@@ -1,7 +1,7 @@
 """Dishonest miners among real ones: what they make up is found out, and costs nobody else anything."""
 
 import pytest
-from dishonest_miners import LyingReducer, NoisyMiner
+from dishonest_miners import LyingReducer, NoisyMiner, PoisoningMiner
 
 from orion.common.protocol.messages import (
     ManifestQuery,
@@ -73,3 +73,13 @@ def test_a_miner_that_returns_noise_fails_its_check_and_gets_no_weight(cheat: in
     assert all(swarm.hotkeys[cheat] in notice for notice in failed)
     assert result.chain_weights[cheat] == 0.0
     assert all(share > 0 for index, share in result.chain_weights.items() if index != cheat)
+
+
+@pytest.mark.parametrize("cheat", [0, 3, 4], ids=["first stage", "middle stage", "last stage"])
+def test_a_miner_that_uploads_something_else_than_its_work_is_found(cheat: int) -> None:
+    scenario = calm(outer_steps=2, checks_per_outer_step=6, whole_share=1.0, cheats={cheat: PoisoningMiner})
+    swarm = Swarm(scenario, SEED)
+    result = watched(swarm, SEED)
+    failed = [notice for notice in result.status.notices if "failed a check" in notice]
+    assert failed and all(swarm.hotkeys[cheat] in notice for notice in failed)
+    assert all("pseudo-gradient" in notice for notice in failed)

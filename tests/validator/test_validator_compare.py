@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orion.common.config import ValidationRules
+from orion.common.config import Tolerance
 from orion.validator.compare import compare
 
-RULES = ValidationRules(cosine_min=0.999, norm_ratio_min=0.99)
+RULES = Tolerance(cosine_min=0.999, norm_ratio_min=0.99)
 X = torch.linspace(-1, 2, 60).reshape(3, 4, 5)
 
 

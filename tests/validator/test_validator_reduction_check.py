@@ -45,7 +45,7 @@ def record(*partitions: PartitionRecord) -> MergeRecord:
 
 
 def honest(index: int, *excluded: Hotkey) -> ReductionEnded:
-    return ReductionEnded(0, 0, index, GOOD, excluded)
+    return ReductionEnded(0, 0, index, GOOD, excluded, 0.0)
 
 
 def test_partitions_that_nobody_vouched_for_twice_come_first() -> None:
@@ -68,7 +68,7 @@ def test_every_copy_is_compared_with_the_honest_one() -> None:
     assert found[A] is None
     assert "not that of the contributions" in str(found[B])
     assert "left out others" in str(found[C])
-    nothing = wrong_copies(Draw(record(copies), copies), ReductionEnded(0, 0, 3, None, (A,)))
+    nothing = wrong_copies(Draw(record(copies), copies), ReductionEnded(0, 0, 3, None, (A,), 0.0))
     assert all(nothing.values()), "where nothing is fit, any mean is made up"
 
 
@@ -135,7 +135,9 @@ def test_an_attempt_is_repeated_with_a_bound() -> None:
     assert check.is_over and not check.verdicts()
 
 
-@pytest.mark.parametrize("event", [honest(1), ReductionEnded(0, 1, 0, BAD, ()), ReductionEnded(1, 0, 0, BAD, ())])
+@pytest.mark.parametrize(
+    "event", [honest(1), ReductionEnded(0, 1, 0, BAD, (), 0.0), ReductionEnded(1, 0, 0, BAD, (), 0.0)]
+)
 def test_answers_that_nobody_waits_for_change_nothing(event: ReductionEnded) -> None:
     check = ReductionCheck(SPEC, 0, random.Random(0))
     check.on_merge(0, record(partition(0, copy_of(A))))

@@ -1,5 +1,10 @@
 """Honest logs replay bit for bit; each planted cheat is caught, and the honest miners beside it pass."""
 
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -113,6 +118,70 @@ def test_an_anchor_of_another_outer_step_is_our_own_mistake(honest: list[Working
     task = ReplayTask(hotkey(1), 1, 1, None, task_of(honest[1]).operations)
     with pytest.raises(ValueError, match="outer step"):
         replay(task, initial_anchor(SPEC, 1), spec=SPEC, tokens=None, device=CPU, compute_dtype=torch.float32)
+
+
+def replayed_whole(miner: WorkingMiner, uploaded: list[bytearray | None] | None = None) -> ReplayResult:
+    """The whole log, and the pseudo-gradient that the miner uploads, or another one."""
+    return replay(
+        dataclasses.replace(task_of(miner), contribution=miner.contribution()),
+        initial_anchor(miner.spec, miner.stage_index),
+        spec=miner.spec,
+        tokens=Tokens(),
+        device=CPU,
+        compute_dtype=torch.float32,
+        uploaded=miner.pseudo_gradient_bodies() if uploaded is None else uploaded,
+    )
+
+
+@pytest.mark.parametrize("codec", ["none", "bf16", "int8"])
+def test_an_honest_pseudo_gradient_is_the_same_bit_for_bit_whatever_its_codec_loses(codec: str) -> None:
+    for miner in trained(make_spec(codec=codec)):
+        result = replayed_whole(miner)
+        assert result.failure is None
+        assert result.num_partitions == miner.spec.num_partitions
+        assert result.pseudo_gradient_cosine_least == result.pseudo_gradient_norm_ratio_least == 1.0
+
+
+def no_gradient(values_N: Tensor) -> Tensor:
+    return torch.zeros_like(values_N)
+
+
+@pytest.mark.parametrize("stage_index", (0, 1, 2))
+@pytest.mark.parametrize("pseudo_gradient", [noisy, no_gradient, lambda x: -x, lambda x: 1.1 * x, lambda x: x.roll(1)])
+def test_another_pseudo_gradient_than_the_log_leads_to_is_caught(
+    stage_index: int, pseudo_gradient: Callable[[Tensor], Tensor]
+) -> None:
+    for miner in trained(SPEC, {stage_index: Cheat(pseudo_gradient=pseudo_gradient)}):
+        result = replayed_whole(miner)
+        assert result.num_bit_equal == result.num_compared, "the log is honest"
+        if miner.stage_index == stage_index:
+            assert "pseudo-gradient, partition 0" in str(result.failure)
+        else:
+            assert result.failure is None
+
+
+def test_the_pseudo_gradient_of_a_replica_is_not_this_miners(honest: list[WorkingMiner]) -> None:
+    class OtherTokens(Tokens):
+        def microbatch(self, run_seed: int, data_id: int) -> npt.NDArray[np.int64]:
+            return super().microbatch(run_seed, data_id + 1000)
+
+    for miner, replica in zip(honest, trained(SPEC, tokens=OtherTokens()), strict=True):
+        copied: list[bytearray | None] = [*replica.pseudo_gradient_bodies()]
+        assert "cosine" in str(replayed_whole(miner, copied).failure)
+
+
+@pytest.mark.parametrize("body", [None, bytearray(b"no such thing")])
+def test_objects_that_are_no_pseudo_gradient_fail(honest: list[WorkingMiner], body: bytearray | None) -> None:
+    bodies: list[bytearray | None] = [*honest[1].pseudo_gradient_bodies()]
+    bodies[2] = body
+    assert "pseudo-gradient, partition 2" in str(replayed_whole(honest[1], bodies).failure)
+
+
+def test_a_log_that_fails_says_so_before_its_pseudo_gradient() -> None:
+    miner = trained(SPEC, {1: Cheat(skips_steps=True, pseudo_gradient=no_gradient)})[1]
+    result = replayed_whole(miner)
+    assert "of the log" in str(result.failure)
+    assert result.num_partitions == 0
 
 
 @pytest.fixture(scope="module")

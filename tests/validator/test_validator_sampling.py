@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from validator_world import hotkey
 
-from orion.common.ids import Hotkey
-from orion.validator.sampling import draw_miners, draw_num_operations
+from orion.common.config import ValidationRules
+from orion.common.ids import Digest, Hotkey
+from orion.common.protocol.messages import Commitment
+from orion.validator.sampling import draw_extent, draw_miners
 
 MINERS = [hotkey(number // 4, number % 4) for number in range(12)]
 
@@ -90,11 +92,41 @@ def test_suspects_that_cannot_be_checked_change_nothing() -> None:
         assert draw_miners(there, {}, 3, 2, random.Random(seed), suspicions={MINERS[9]: 5.0, MINERS[1]: 0.0}) == plain
 
 
-@given(st.integers(1, 10_000), st.integers(1, 64), st.randoms())
-def test_prefixes_are_within_the_log_and_the_bound(num_entries: int, most: int, rng: random.Random) -> None:
-    assert 1 <= draw_num_operations(num_entries, most, rng) <= min(num_entries, most)
+def rules(replay_ops_max: int = 16, whole_share: float = 0.0) -> ValidationRules:
+    return ValidationRules(replay_ops_max=replay_ops_max, whole_share=whole_share)
+
+
+def commitment(num_entries: int, *, num_kept: int | None = None, is_final: bool = True) -> Commitment:
+    return Commitment(
+        outer_step=0,
+        num_entries=num_entries,
+        num_applied=0,
+        num_contributed=0,
+        num_kept=num_entries if num_kept is None else num_kept,
+        root=Digest("0" * 64),
+        is_final=is_final,
+    )
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 20_000), st.floats(0, 1), st.randoms())
+def test_what_is_replayed_is_within_the_log_and_what_can_be_afforded(
+    num_entries: int, most: int, affordable: int, whole_share: float, rng: random.Random
+) -> None:
+    extent = draw_extent(commitment(num_entries), rules(most, whole_share), affordable, rng)
+    assert 1 <= extent.num_operations <= min(num_entries, affordable)
+    assert extent.num_operations == num_entries if extent.is_whole else extent.num_operations <= most
 
 
 def test_every_length_of_prefix_is_drawn() -> None:
     rng = random.Random(0)
-    assert {draw_num_operations(100, 16, rng) for _ in range(400)} == set(range(1, 17))
+    assert {draw_extent(commitment(100), rules(16), 1000, rng).num_operations for _ in range(400)} == set(range(1, 17))
+
+
+def test_whole_logs_have_their_share() -> None:
+    rng = random.Random(0)
+    num_whole = sum(draw_extent(commitment(100), rules(whole_share=0.3), 100, rng).is_whole for _ in range(1000))
+    assert 250 <= num_whole <= 350
+    assert draw_extent(commitment(100), rules(whole_share=1.0), 100, rng).is_whole
+    assert not draw_extent(commitment(100), rules(whole_share=1.0), 99, rng).is_whole
+    assert not draw_extent(commitment(100, num_kept=99), rules(whole_share=1.0), 100, rng).is_whole
+    assert not draw_extent(commitment(100, is_final=False), rules(whole_share=1.0), 100, rng).is_whole

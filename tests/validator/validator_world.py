@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from orion.common.config import RunSpec
@@ -15,11 +16,16 @@ from orion.common.ids import DataId, Digest, Hotkey, MemberState, MicrobatchId, 
 from orion.common.model.params import num_params
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import encode
+from orion.common.protocol.keys import pseudo_gradient_key
 from orion.common.protocol.log import entry_bytes, log_root
 from orion.common.protocol.merkle import MerkleTree
 from orion.common.protocol.messages import (
     Commitment,
+    Contribution,
     Feed,
+    Manifest,
+    MergedPartition,
+    ObjectRef,
     Peer,
     StageState,
 )
@@ -39,8 +45,10 @@ from orion.common.protocol.records import (
     VerdictRecord,
     WorkRecord,
 )
+from orion.common.protocol.reduction import encode_slice
 from orion.common.train.anchor import initial_anchor
 from orion.common.train.engine import StageEngine
+from orion.common.train.partition import partition_bounds
 from orion.validator.core import ValidatorCore
 from orion.validator.events import (
     ChainFailed,
@@ -109,7 +117,7 @@ def make_spec(validation: Mapping[str, object] | None = None, **changes: object)
         "microbatches_per_step": 2,
         "inner": {"lr_matrix": 0.05, "lr_other": 0.05, "schedule": {"num_warmup_steps": 0}},
         "time_limits": {"transfer_grace_s": 10.0},
-        "validation": {"reductions_per_outer_step": 0, **(validation or {})},
+        "validation": {"reductions_per_outer_step": 0, "whole_share": 0.0, **(validation or {})},
     }
     return RunSpec.parse({**tree, **changes}, "test")
 
@@ -135,6 +143,7 @@ class Cheat:
     skips_backward: bool = False
     skips_steps: bool = False
     ids: Alter = lambda tensor: tensor
+    pseudo_gradient: Alter = lambda tensor: tensor
 
 
 def digest(body: Body | None) -> Digest | None:
@@ -245,6 +254,29 @@ class WorkingMiner:
         sizes = (len(self.entries) // 3, 2 * len(self.entries) // 3)
         return (*(self.commitment(size, is_final=False) for size in sizes), self.commitment())
 
+    def pseudo_gradient_bodies(self) -> list[bytearray]:
+        """The encoded slices that it uploads."""
+        values_N = self.cheat.pseudo_gradient(self.engine.pseudo_gradient_N())
+        return [
+            bytearray(encode_slice(self.spec.codec, values_N[partition.start : partition.end]).tobytes())
+            for partition in partition_bounds(values_N.numel(), self.spec.num_partitions)
+        ]
+
+    def contribution(self) -> Contribution:
+        """What it says it has uploaded."""
+        return Contribution(
+            hotkey=hotkey(self.stage_index),
+            num_microbatches=self.num_applied,
+            objects=tuple(
+                ObjectRef(
+                    key=pseudo_gradient_key(0, self.stage_index, hotkey(self.stage_index), index),
+                    digest=Digest(blake3(body).hexdigest()),
+                    size_bytes=len(body),
+                )
+                for index, body in enumerate(self.pseudo_gradient_bodies())
+            ),
+        )
+
     def _applied(self) -> None:
         self._waiting += 1
         self.num_applied += 1
@@ -298,6 +330,23 @@ def trained(
     miners = [WorkingMiner(spec, stage_index, (cheats or {}).get(stage_index), tokens) for stage_index in range(3)]
     train(miners)
     return miners
+
+
+def merge_record(stage_index: int, *contributions: Contribution) -> MergeRecord:
+    """A merge of the first outer step that nobody reduced."""
+    return MergeRecord(
+        stage_index=stage_index,
+        outer_step=0,
+        contributions=contributions,
+        partitions=(),
+        manifest=Manifest(
+            stage_index=stage_index,
+            outer_step=0,
+            partitions=(MergedPartition(partition_index=0, object=None, reducers=()),),
+            contributors=tuple(contribution.hotkey for contribution in contributions),
+            total_microbatches=0,
+        ),
+    )
 
 
 def make_feed(
@@ -393,6 +442,8 @@ class World:
     orchestrator_problem: bool | None = None
     """It fails, and whether it is worth asking again."""
     can_replay: bool = True
+    compute_s: float = 0.0
+    """What each replay takes."""
     view: ChainView | None = None
     """None: the chain is not reached."""
     refusal: WeightsRefused | None = None
@@ -493,10 +544,17 @@ class World:
                 return ReplayUnavailable(effect.task.miner, effect.task.outer_step, "planted", retry=True)
             case Replay():
                 state = initial_anchor(self.spec, effect.task.stage_index)
+                has_uploaded = effect.task.contribution is not None
                 result = replay(
-                    effect.task, state, spec=self.spec, tokens=Tokens(), device=CPU, compute_dtype=torch.float32
+                    effect.task,
+                    state,
+                    spec=self.spec,
+                    tokens=Tokens(),
+                    device=CPU,
+                    compute_dtype=torch.float32,
+                    uploaded=self.miners[effect.task.miner].pseudo_gradient_bodies() if has_uploaded else (),
                 )
-                return ReplayEnded(effect.task.miner, effect.task.outer_step, result)
+                return ReplayEnded(effect.task.miner, effect.task.outer_step, result, self.compute_s)
 
     def commitments(self, outer_step: int) -> Commitments:
         """Everybody's commitment to the one outer step."""

@@ -79,12 +79,18 @@ def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
     return encode(codec_for(codec).encode(values_N, None).tensors)
 
 
+def through_codec(codec: CodecName, values_N: Tensor) -> Tensor:
+    """What others read of a contributor's slice: the values, less what the codec loses."""
+    chosen = codec_for(codec)
+    return chosen.decode(chosen.encode(values_N, None).tensors, values_N.numel())
+
+
 def reduce_partition(codec: CodecName, num_values: int, slices: Sequence[Slice]) -> Reduction:
     """The weighted mean of the slices, in the given order, without those that are unfit."""
     reasons: dict[Hotkey, str] = {}
     values: dict[Hotkey, Tensor] = {}
     for part in slices:
-        decoded = _decode(codec, num_values, part.body)
+        decoded = decode_slice(codec, num_values, part.body)
         if isinstance(decoded, str):
             reasons[part.hotkey] = decoded
         else:
@@ -104,8 +110,8 @@ def reduce_partition(codec: CodecName, num_values: int, slices: Sequence[Slice])
     return Reduction(encode({"mean": weighted_mean_in_order(weighted)}), excluded)
 
 
-def _decode(codec: CodecName, num_values: int, body: bytearray | None) -> Tensor | str:
-    """The slice's values, or why it has none."""
+def decode_slice(codec: CodecName, num_values: int, body: bytearray | None) -> Tensor | str:
+    """The slice's values (None: one of the wrong size), or why it has none."""
     if body is None:
         return WRONG_SIZE
     try:
