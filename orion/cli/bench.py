@@ -87,3 +87,32 @@ def adversaries(
         print(json.dumps(table.as_json()))
     if faults:
         raise typer.Exit(1)
+
+
+@bench_app.command()
+def replay_noise(
+    *,
+    preset: Annotated[str, typer.Option(help="Model.")] = "local",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Outer steps that are repeated.")] = 3,
+    inner_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of each outer step.")] = 6,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens.")] = 64,
+    sequences: Annotated[int, typer.Option(min=1, help="In a microbatch.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """How far honest replays lie from what a miner did, and how far the smallest useful cheats do."""
+    from dataclasses import asdict
+
+    import torch
+
+    from orion.simulator.replay_noise import format_row, measure, noise_spec, validators_of
+
+    spec = noise_spec(
+        preset, inner_steps=inner_steps, sequence_length=sequence_length, sequences_per_microbatch=sequences
+    )
+    rows = measure(spec, seeds, validators_of(with_cuda=torch.cuda.is_available()))
+    if as_json:
+        settings = {"preset": preset, "seeds": seeds, "inner_steps": inner_steps, "torch": torch.__version__}
+        print(json.dumps({**settings, "rows": [asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        print(format_row(row))

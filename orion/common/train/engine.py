@@ -94,7 +94,7 @@ class InnerStepReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Version:
+class Version:
     number: int
     params: Mapping[str, Tensor]
 
@@ -103,7 +103,7 @@ class _Version:
 class _Held:
     """A microbatch between forward and backward."""
 
-    version: _Version
+    version: Version
     ids_BT: Tensor
     x_BTC: Tensor | None
     """The stage's input; with a graph, the leaf that it begins at."""
@@ -198,7 +198,7 @@ class StageEngine:
         self._clear_gradients()
         if self._inner.inner_state == "reset":
             self._optimizer.reset()
-        self._version = _Version(0, self._version.params)
+        self._version = Version(0, self._version.params)
         return lost
 
     def pseudo_gradient_N(self) -> Tensor:
@@ -325,12 +325,12 @@ class StageEngine:
         assert isinstance(output, Tensor)
         return output
 
-    def _publish(self, number: int) -> _Version:
+    def _publish(self, number: int) -> Version:
         """A version of the master parameters as they are now, in memory of its own."""
         params = {
             name: param.to(self._compute_dtype, copy=True).requires_grad_() for name, param in self._master.items()
         }
-        return _Version(number, params)
+        return Version(number, params)
 
     def _clear_gradients(self) -> None:
         for gradient in self._gradient_sums.values():
