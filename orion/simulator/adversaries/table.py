@@ -28,6 +28,8 @@ class Setting:
     replicas_many: int = 7
     """Where 30 % of a stage attack: 2 of 7."""
     outer_steps: int = 8
+    whole_share: float = 0.5
+    """Of the checks, those that replay a whole outer step."""
     score_window: int = 5
     """Outer steps whose work counts: short, so that a trial shows what comes after them too."""
     checked_share: float = 1 / 3
@@ -105,6 +107,7 @@ def trial_spec(setting: Setting, replicas: int, inner_steps: int | None = None) 
         replicas=replicas,
         outer_steps=setting.outer_steps,
         inner_steps=2 if inner_steps is None else inner_steps,
+        whole_share=setting.whole_share,
         checks_per_outer_step=round(setting.checked_share * NUM_STAGES * replicas),
     )
     rules = spec.validation.model_copy(update={"score_window_outer_steps": setting.score_window})
