@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from validator_world import Cheat, WorkingMiner, World, hotkey, make_spec, merge_record, trained
+from validator_world import VALIDATOR, Cheat, WorkingMiner, World, hotkey, make_spec, merge_record, trained
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Phase, Subject
@@ -44,7 +44,7 @@ def merge(world: World) -> None:
 
 
 def with_budget(world: World, budget: Budget) -> World:
-    world.core = ValidatorCore(world.spec, hotkey(9), random.Random(0), budget)
+    world.core = ValidatorCore(world.spec, VALIDATOR, random.Random(0), budget)
     return world
 
 
