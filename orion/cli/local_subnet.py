@@ -66,7 +66,7 @@ async def set_up(
         await asyncio.gather(
             root.set_rules(netuid, RULES),
             payer.start(netuid),
-            *(payer.register(netuid, hotkey) for hotkey in (validator, *others)),
+            *(payer.register_openly(netuid, hotkey) for hotkey in (validator, *others)),
         )
         await payer.stake(netuid, validator, _VALIDATOR_STAKE_RAO)
 

@@ -50,16 +50,18 @@ class Coldkey:
 
     async def register(self, netuid: int, hotkey: Hotkey) -> int:
         """Buys a slot for the hotkey; its uid. Encrypted until it is executed where the chain offers that, so that
-        nobody can slip in between; plainly elsewhere."""
-        if await self._is_shielded():
-            intent = bittensor.BurnedRegister(netuid=netuid, hotkey_ss58=hotkey)
-            await self._client.execute(intent, self._keypair)
-        else:
-            await self._call(bittensor.calls.SubtensorModule.burned_register(netuid=netuid, hotkey=hotkey))
-        uid = await uid_of(self._client, netuid, hotkey)
-        if uid is None:
-            raise ChainError(ChainErrorCode.OTHER, f"{hotkey} was registered but has no slot any more")
-        return uid
+        nobody can slip in between; openly elsewhere. Takes two nonces: do nothing else with this coldkey meanwhile."""
+        if not await self._is_shielded():
+            return await self.register_openly(netuid, hotkey)
+        intent = bittensor.BurnedRegister(netuid=netuid, hotkey_ss58=hotkey)
+        await self._client.execute(intent, self._keypair)
+        return await self._uid_of(netuid, hotkey)
+
+    async def register_openly(self, netuid: int, hotkey: Hotkey) -> int:
+        """The same for all to see: one transaction, so that many can be under way at once. Enough where nobody else
+        is."""
+        await self._call(bittensor.calls.SubtensorModule.burned_register(netuid=netuid, hotkey=hotkey))
+        return await self._uid_of(netuid, hotkey)
 
     async def pay(self, address: str, rao: int) -> None:
         await self._call(bittensor.calls.Balances.transfer_keep_alive(dest=address, value=rao))
@@ -86,6 +88,12 @@ class Coldkey:
         )
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _uid_of(self, netuid: int, hotkey: Hotkey) -> int:
+        uid = await uid_of(self._client, netuid, hotkey)
+        if uid is None:
+            raise ChainError(ChainErrorCode.OTHER, f"{hotkey} was registered but has no slot any more")
+        return uid
 
     async def _sudo(self, call: Any) -> None:
         composed = await self._client.ask(lambda sdk: sdk.compose(call))

@@ -82,7 +82,7 @@ class SdkWorld:
         return BittensorChain(self.client, self.netuid, keypair)
 
     async def register(self, keypair: Keypair) -> int:
-        return await self.root.register(self.netuid, hotkey_of(keypair))
+        return await self.root.register_openly(self.netuid, hotkey_of(keypair))
 
     async def set_rules(self, **changes: int | bool) -> None:
         await self.root.set_rules(self.netuid, {_NAMES[name]: value for name, value in changes.items()})
