@@ -70,7 +70,7 @@ class DiskArchive:
         self._logs: dict[int, KeptLog] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock_file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock_file: int | None = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ConfigError(f"cannot use the state folder {folder}: {error.strerror}") from error
         try:
@@ -84,12 +84,24 @@ class DiskArchive:
         self._intake = Intake(bytes_max, {step: self._account(log) for step, log in self._logs.items()})
 
     def close(self) -> None:
-        """Lets go of the folder; the files stay."""
+        """Lets go of the folder; the files stay. Once is enough."""
         with self._lock:
             for file in self._files.values():
                 os.close(file)
             self._files.clear()
-            os.close(self._lock_file)
+            self._places.clear()
+            if self._lock_file is not None:
+                os.close(self._lock_file)
+                self._lock_file = None
+
+    def discard(self) -> None:
+        """Removes everything: the run is over and nobody may ask any more. Nothing can be written afterwards."""
+        with self._lock:
+            paths = [self._path(outer_step) for outer_step in self._files]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        self.close()
+        (self._folder / "lock").unlink(missing_ok=True)
 
     def begin(self, outer_step: int) -> None:
         self._intake.begin(outer_step)

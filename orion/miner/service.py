@@ -140,6 +140,7 @@ async def serve(
             if core.run_is_over:
                 # The peer server stays up: validators ask about the last outer step now.
                 await asyncio.sleep(spec.validation.answer_s)
+                archive.discard()
         finally:
             if core.view is not None and not core.run_is_over:
                 await _leave(orchestrator)

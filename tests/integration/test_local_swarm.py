@@ -149,7 +149,7 @@ async def test_a_miner_that_is_killed_and_started_again_answers_for_what_it_comm
     tmp_path: Path, data_root: Path
 ) -> None:
     """It is its stage's only one, so that the run waits for it, and it goes on with its log."""
-    rules = {"checks_per_outer_step": 2, "commit_s": 0.1, "replay_ops_max": 200}
+    rules = {"checks_per_outer_step": 2, "commit_s": 0.1, "replay_ops_max": 200, "answer_s": 100.0}
     limits = {"member_s": 6.0, "transfer_grace_s": 10.0, "train_s": 140.0, "microbatch_s": 20.0}
     spec = small_run(replicas=1, outer_steps=3, inner_steps=16, validation=rules, time_limits=limits)
     share = spec.inner_steps * spec.microbatches_per_step

@@ -277,6 +277,19 @@ def test_a_full_disk_is_told_and_nothing_is_committed(tmp_path: Path, monkeypatc
     archive.close()
 
 
+def test_when_nobody_may_ask_any_more_nothing_is_left(tmp_path: Path) -> None:
+    written(tmp_path)
+    archive = DiskArchive(tmp_path, BYTES_MAX)
+    assert has(archive, 1)
+    archive.discard()
+    archive.close()
+    assert not has(archive, 1)
+    assert list(tmp_path.iterdir()) == []
+    again = DiskArchive(tmp_path, BYTES_MAX)
+    assert again.kept() == ()
+    again.close()
+
+
 def test_digests_of_bodies_on_disk_are_those_of_the_log(tmp_path: Path) -> None:
     _, _, entries = written(tmp_path)
     archive = DiskArchive(tmp_path, BYTES_MAX)
