@@ -5,6 +5,7 @@ Parses, and hands over to the module that measures. That module is imported only
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,6 +69,24 @@ def monitor(as_json: Json = False) -> None:
         print(
             f"{shape} {cost.dtype}, {cost.size_bytes} bytes: {cost.median_ms:.2f} ms (p90 {cost.ninth_decile_ms:.2f})"
         )
+
+
+@bench_app.command()
+def archive(
+    folder: Annotated[Path, typer.Option(help="On the disk that is meant; 700 MB are written there and removed.")],
+    as_json: Json = False,
+) -> None:
+    """What keeping logs and tensors for validators costs a miner."""
+    from orion.common.clock import SystemClock
+    from orion.simulator.archive_cost import archive_cost
+
+    cost = archive_cost(folder, SystemClock())
+    if as_json:
+        print(json.dumps(asdict(cost)))
+        return
+    print(f"bodies of {cost.body_bytes} bytes: {cost.add_us:.0f} µs of the device's thread for an operation")
+    print(f"{cost.persist_s:.2f} s for a commitment over {cost.persist_bytes / 1e6:.0f} MB")
+    print(f"{cost.open_s:.2f} s to find {cost.open_bytes / 1e6:.0f} MB again; {cost.entry_us:.0f} µs a log entry")
 
 
 @bench_app.command()
