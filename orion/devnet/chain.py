@@ -103,7 +103,11 @@ class DevChain:
         number = parent.number + 1
         execution = Execution(self.state, number, self.config)
         now_ms = max(now_ms, int(self.state.get("Timestamp.Now")) + 1)
-        self.state.put("System.ParentHash", value="0x" + self.blocks.head_hash.hex())
+        parent_hash = "0x" + self.blocks.head_hash.hex()
+        self.state.put("System.ParentHash", value=parent_hash)
+        self.state.put("System.BlockHash", parent.number, value=parent_hash)
+        if parent.number >= self.config.history_blocks:
+            self.state.remove("System.BlockHash", parent.number - self.config.history_blocks)
         self.state.put("Timestamp.Now", value=now_ms)
         execution.enter({"ApplyExtrinsic": 0})
         _succeeded(execution, "Mandatory")

@@ -83,6 +83,8 @@ class ChainFile:
             # The block that has just become the oldest one: what it replaced is seen by nobody any more.
             replaced = "DELETE FROM versions WHERE block < ?1 AND key IN (SELECT key FROM versions WHERE block = ?1)"
             self._connection.execute(replaced, (first,))
+            # What is gone since then needs no row to say so.
+            self._connection.execute("DELETE FROM versions WHERE block = ? AND value IS NULL", (first,))
             self._connection.execute("DELETE FROM blocks WHERE number < ? AND number > 0", (first,))
 
     def _insert(self, sealed: Sealed) -> None:

@@ -119,6 +119,8 @@ class DevnetServer:
         finally:
             self._peers.discard(peer)
             sender.cancel()
+            # The sender ends with an error of its own when the connection is gone; that is known here already.
+            await asyncio.gather(sender, return_exceptions=True)
             if peer.is_cut_off:
                 _log.warning("devnet_peer_cut_off", reason=f"{QUEUE_MAX} messages waited for it")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from chain_kit import Lab, address
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from orion.common.clock import SystemClock
 from orion.common.errors import ConfigError
@@ -126,6 +127,21 @@ async def test_subscriptions_are_bounded() -> None:
             await peer.next()
         with pytest.raises(RpcError, match="Too many subscriptions"):
             await peer.ask("chain_subscribeNewHeads")
+
+
+async def test_who_does_not_read_is_cut_off_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orion.devnet.server.QUEUE_MAX", 10)
+    async with serve_devnet("127.0.0.1", 0, HOUR, SystemClock()) as running, connect(running.url) as reading:
+        async with connect(running.url) as silent:
+            peer = Peer(silent)
+            for _ in range(20):
+                await peer.ask("chain_subscribeNewHeads")
+                await peer.next()
+            running.server.produce_block()  # twenty messages at once, where ten may wait
+            with pytest.raises(ConnectionClosed):
+                for _ in range(20):
+                    await peer.next()
+        assert await Peer(reading).ask("chain_getHead") == _head(running.server)
 
 
 async def test_a_taken_port_is_said() -> None:
