@@ -37,6 +37,13 @@ class TokenError(DispatchError):
         super().__init__(name, "Token")
 
 
+class ArithmeticFailure(DispatchError):
+    """A sum would not fit what the chain keeps it in."""
+
+    def __init__(self) -> None:
+        super().__init__("Overflow", "Arithmetic")
+
+
 class CallFiltered(DispatchError):
     """The development chain doesn't carry out this call; the real chain uses the same name for calls it filters."""
 
@@ -112,8 +119,8 @@ class Execution:
         """The error as the chain reports it in events."""
         if isinstance(error, BadOrigin):
             return {"BadOrigin": None}
-        if isinstance(error, TokenError):
-            return {"Token": error.name}
+        if isinstance(error, TokenError | ArithmeticFailure):
+            return {error.pallet: error.name}
         return self.state.runtime.module_error(error.pallet, error.name)
 
     @contextmanager

@@ -76,7 +76,7 @@ def _inputs(state: State, netuid: int, stake: list[float], may_validate: list[bo
         weights=weights,
         bonds=bonds,
         kappa=int(state.get("Kappa", netuid)) / U16_MAX,
-        bonds_moving_average=int(state.get("BondsMovingAverage", netuid)) / _MILLION,
+        bonds_moving_average=min(1.0, int(state.get("BondsMovingAverage", netuid)) / _MILLION),
         bonds_penalty=int(state.get("BondsPenalty", netuid)) / U16_MAX,
         self_weight_uid=subnets.uid_of(state, netuid, state.get("SubnetOwnerHotkey", netuid)),
     )

@@ -17,6 +17,10 @@ Changes = dict[bytes, bytes | None]
 """Key to its new encoded value, None where it was removed."""
 
 
+class DoesNotFit(Exception):
+    """A value is out of its item's range."""
+
+
 class Raw(Protocol):
     """Encoded state at one moment."""
 
@@ -117,7 +121,11 @@ class State(Reader):
     # Writing
 
     def put(self, name: str, *params: object, value: object) -> None:
-        encoded = self.runtime.encode(self.runtime.item(name).value_type, value)
+        """Sets an item. Raises DoesNotFit."""
+        try:
+            encoded = self.runtime.encode(self.runtime.item(name).value_type, value)
+        except (ValueError, OverflowError) as error:
+            raise DoesNotFit(f"{name}: {error}") from error
         self._layers[-1][self.runtime.storage_key(name, *params)] = encoded
 
     def remove(self, name: str, *params: object) -> None:

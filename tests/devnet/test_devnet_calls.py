@@ -54,6 +54,14 @@ class TestBalances:
         assert lab.free(EVE) == 5 * TAO
         assert _issuance_is_right(lab)
 
+    def test_sums_that_do_not_fit_fail_alone(self) -> None:
+        lab = Lab()
+        before = lab.free(EVE)
+        huge = {"who": address(EVE), "new_free": (1 << 64) - 1}
+        assert lab.root("force_set_balance", "Balances", **huge) == "Overflow"
+        assert lab.free(EVE) == before
+        assert _issuance_is_right(lab)
+
 
 class TestRegistration:
     def test_a_subnet_costs_and_belongs_to_who_made_it(self) -> None:

@@ -111,3 +111,22 @@ def test_weights_end_with_the_neuron_they_were_for() -> None:
     assert lab.get("Keys", 1, 1) == address("//Ferdie//hotkey")
     lab.blocks(CONFIG.tempo)
     assert lab.get("Incentive", 1)[1] == 0
+
+
+def test_no_setting_stops_the_chain() -> None:
+    """Everything that the root may set, at both ends of its range, then epochs with weights."""
+    lab = _validating([1, 3])
+    settings = [
+        ("sudo_set_kappa", "kappa", 65_535),
+        ("sudo_set_bonds_moving_average", "bonds_moving_average", (1 << 64) - 1),
+        ("sudo_set_bonds_penalty", "bonds_penalty", 65_535),
+        ("sudo_set_max_allowed_validators", "max_allowed_validators", 4),
+        ("sudo_set_activity_cutoff_factor", "factor_milli", (1 << 32) - 1),
+        ("sudo_set_tempo", "tempo", 65_535),
+        ("sudo_set_commit_reveal_weights_interval", "interval", (1 << 64) - 1),
+    ]
+    for call, name, high in settings:
+        for value in (0, high, 1):
+            assert lab.root(call, netuid=1, **{name: value}) == "ok", (call, value)
+            lab.blocks(2)
+    assert lab.get("SubnetEpochIndex", 1) > 5

@@ -4,11 +4,14 @@ Owns the one table from (pallet, call) to what is done. Must not hold rules of s
 bounded; a call that isn't in the table fails with `System.CallFiltered`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from orion.devnet.calls import balances, hyperparameters, registration, serving, shield, staking, weights
 from orion.devnet.dispatch import (
     ROOT,
+    ArithmeticFailure,
     Call,
     CallFiltered,
     DispatchError,
@@ -17,6 +20,7 @@ from orion.devnet.dispatch import (
     Origin,
     require,
 )
+from orion.devnet.state import DoesNotFit
 
 NESTING_MAX = 8
 """Calls in calls; the SDK nests three at most."""
@@ -41,7 +45,7 @@ def carry_out(execution: Execution, origin: Origin, call: Call, depth: int = 0) 
         raise CallFiltered
     pallet, function = call["call_module"], call["call_function"]
     args = {argument["name"]: argument["value"] for argument in call["call_args"]}
-    with execution.transaction():
+    with execution.transaction(), _sums_that_fit():
         nesting = _NESTING.get((pallet, function))
         if nesting is not None:
             nesting(execution, origin, args, depth + 1)
@@ -50,6 +54,15 @@ def carry_out(execution: Execution, origin: Origin, call: Call, depth: int = 0) 
         if handler is None:
             raise CallFiltered
         handler(execution, origin, **args)
+
+
+@contextmanager
+def _sums_that_fit() -> Iterator[None]:
+    """What leads to a number out of range fails as the chain's own arithmetic does."""
+    try:
+        yield
+    except DoesNotFit as error:
+        raise ArithmeticFailure from error
 
 
 def _sudo(execution: Execution, origin: Origin, args: dict[str, Any], depth: int) -> None:
