@@ -46,7 +46,8 @@ def remove_stake(execution: Execution, origin: Origin, *, hotkey: str, netuid: i
     held = stakes.stake_of(state, hotkey, coldkey, netuid)
     require(0 < amount_unstaked <= held, "NotEnoughStakeToWithdraw")
     stakes.remove(state, hotkey, coldkey, netuid, amount_unstaked)
-    _pay_out(execution, netuid, coldkey, amount_unstaked)
+    _draw_reserve(execution, netuid, amount_unstaked)
+    accounts.credit(execution, coldkey, amount_unstaked)
     execution.emit("StakeRemoved", coldkey, hotkey, amount_unstaked, amount_unstaked, netuid, 0)
 
 
@@ -101,7 +102,7 @@ def move_stake(
     stakes.remove(execution.state, origin_hotkey, coldkey, origin_netuid, alpha_amount)
     stakes.add(execution.state, destination_hotkey, coldkey, destination_netuid, alpha_amount)
     if origin_netuid != destination_netuid:
-        _move_reserve(execution, origin_netuid, -alpha_amount)
+        _draw_reserve(execution, origin_netuid, alpha_amount)
         _move_reserve(execution, destination_netuid, alpha_amount)
     execution.emit(
         "StakeMoved", coldkey, origin_hotkey, origin_netuid, destination_hotkey, destination_netuid, alpha_amount
@@ -152,16 +153,15 @@ def _check_place(execution: Execution, hotkey: str, netuid: int) -> None:
     require(subnets.coldkey_of(state, hotkey) is not None, "HotKeyAccountNotExists")
 
 
-def _pay_out(execution: Execution, netuid: int, coldkey: str, rao: int) -> None:
-    """TAO for alpha. What the subnet was paid for staked alpha may be less than that, because epochs make alpha; the
-    difference is made here, where the real chain's price would fall."""
+def _draw_reserve(execution: Execution, netuid: int, rao: int) -> None:
+    """Takes TAO out of a subnet for alpha. What the subnet was paid may be less than that, because epochs make alpha;
+    the difference is made here, where the real chain's price would fall."""
     state = execution.state
     missing = max(0, rao - int(state.get("SubnetTAO", netuid)))
     if missing:
         state.put("Balances.TotalIssuance", value=state.get("Balances.TotalIssuance") + missing)
         state.put("TotalIssuance", value=state.get("TotalIssuance") + missing)
     _move_reserve(execution, netuid, -rao)
-    accounts.credit(execution, coldkey, rao)
 
 
 def _move_reserve(execution: Execution, netuid: int, rao: int) -> None:
