@@ -132,6 +132,33 @@ def status(
 
 
 @app.command()
+def audit(
+    run: Annotated[str, typer.Argument(help="URL of the orchestrator, a run's folder, or an exported ledger.")],
+    export: Annotated[
+        Path | None, typer.Option(help="New folder to write the ledger to as Parquet tables; needs pyarrow.")
+    ] = None,
+    netuid: Annotated[
+        int | None, typer.Option(help="Subnet whose weights are compared too.", min=0, max=65535, envvar="ORION_NETUID")
+    ] = None,
+    network: Network = "finney",
+    as_json: Json = False,
+) -> None:
+    """Computes every credit, score and weight of a run again from its signed ledger; exits with 1 on any difference."""
+    from rich.console import Console
+
+    from orion.cli.audit import audit_run, print_report
+    from orion.cli.chain_access import Subnet
+
+    report = _run(audit_run(run, export, None if netuid is None else Subnet(network, netuid)))
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        print_report(Console(), report)
+    if report.differences:
+        raise typer.Exit(1)
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint or a Hugging Face Llama folder.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from orion.cli.audit import audit_run
 from orion.cli.chain_access import open_chain
 from orion.cli.live_view import SwarmView, with_names
 from orion.cli.local_subnet import after_next_epoch, weights_by_hotkey
@@ -68,6 +69,8 @@ class FinishedRun:
     """That the validator has set."""
     incentives: dict[Hotkey, float]
     """After an epoch with these weights."""
+    differences: tuple[str, ...]
+    """What does not follow from the signed ledger."""
 
 
 async def up(
@@ -105,7 +108,7 @@ async def up(
             _compared, outcome, finished, spec=spec, dataset=dataset, console=console, clock=clock
         )
     _draw(spec, finished, outcome)
-    return outcome, problems(outcome, finished.status)
+    return outcome, [*problems(outcome, finished.status), *finished.differences]
 
 
 def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:
@@ -159,7 +162,9 @@ async def _ask(swarm: LocalSwarm, http: HttpClient) -> FinishedRun:
         weights = await weights_by_hotkey(chain, hotkey_of(swarm.keys.validator))
         metagraph = await after_next_epoch(chain)
     incentives = {neuron.hotkey: neuron.incentive for neuron in metagraph.neurons if neuron.incentive > 0}
-    return FinishedRun(status, tuple(losses), ledger, weights, incentives)
+    report = await audit_run(swarm.url)
+    differences = tuple(f"audit: {difference}" for difference in report.differences)
+    return FinishedRun(status, tuple(losses), ledger, weights, incentives, differences)
 
 
 async def _conclude(
