@@ -21,6 +21,9 @@ from orion.common.protocol.entries import entry_to_json
 from orion.common.protocol.messages import RunInfo
 from orion.orchestrator.ledger_store import LEDGER_FILE, read_ledger_file
 
+PRINTED_MAX = 40
+"""Differences shown to people."""
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerSource:
@@ -129,7 +132,9 @@ def print_report(console: Console, report: AuditReport) -> None:
         highlight=False,
     )
     console.print(f"digest {report.digest}", highlight=False)
-    for difference in report.differences:
-        console.print(f"DIFFERS  {difference}", highlight=False, markup=False)
+    for difference in report.differences[:PRINTED_MAX]:
+        console.print(f"DIFFERS  {difference}", highlight=False, markup=False, soft_wrap=True)
+    if len(report.differences) > PRINTED_MAX:
+        console.print(f"… and {len(report.differences) - PRINTED_MAX} more: --json names them", highlight=False)
     if not report.differences:
         console.print("everything follows from the signed entries", highlight=False)

@@ -114,11 +114,28 @@ def up(
 @app.command()
 def status(
     orchestrator: OrchestratorUrl,
+    miner: Annotated[str | None, typer.Option(help="A miner's hotkey: shows what it is paid, and why.")] = None,
+    netuid: Annotated[
+        int | None, typer.Option(help="Subnet, for the miner's incentive.", min=0, max=65535, envvar="ORION_NETUID")
+    ] = None,
+    network: Network = "finney",
     as_json: Json = False,
 ) -> None:
-    """Shows how a run is doing."""
+    """Shows how a run is doing, or one of its miners."""
     from rich.console import Console
 
+    if miner is not None:
+        from orion.cli.chain_access import Subnet
+        from orion.cli.miner_pay import fetch_pay, print_pay
+        from orion.common.ids import Hotkey
+
+        subnet = None if netuid is None else Subnet(network, netuid)
+        pay, incentive = _run(fetch_pay(orchestrator.rstrip("/"), Hotkey(miner), subnet))
+        if as_json:
+            print(json.dumps(pay.model_dump(mode="json") | {"incentive": incentive}))
+        else:
+            print_pay(Console(width=None if sys.stdout.isatty() else 140), pay, incentive)
+        return
     from orion.cli.live_view import picture
     from orion.cli.progress import ProgressTracker, run_microbatches
     from orion.cli.remote import fetch_run

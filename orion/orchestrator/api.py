@@ -18,6 +18,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orion.common.clock import Clock
+from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, parse_request
 from orion.common.net.object_routes import OBJECT_ROUTE, ObjectRoutes
 from orion.common.net.starlette_server import (
@@ -144,6 +145,10 @@ def _add_public(app: FastAPI, parts: ApiParts) -> None:
     async def boundaries(request: HttpRequest) -> HttpResponse:
         body = await read_bounded(request, _SMALL_BYTES_MAX)
         return json_answer(core.boundaries(parse_request(BoundaryQuery, body)))
+
+    @app.get(routes.MINERS + "/{hotkey}")
+    async def miner(hotkey: str) -> HttpResponse:
+        return json_answer(core.pay(Hotkey(hotkey)))
 
     @app.get(routes.HEALTH)
     async def health() -> HttpResponse:

@@ -16,6 +16,7 @@ from orion.common.protocol.messages import (
     ManifestQuery,
     Manifests,
 )
+from orion.common.protocol.pay import MinerPay
 from orion.common.protocol.records import (
     Boundaries,
     BoundaryQuery,
@@ -145,6 +146,10 @@ class OrchestratorCore:
     def ledger(self, query: LedgerQuery) -> Ledger:
         """Credited work and verdicts."""
         return views.ledger(self._state, query)
+
+    def pay(self, hotkey: Hotkey) -> MinerPay:
+        """A miner's whole pay. Raises RefusedError for a hotkey that the run does not know."""
+        return views.pay(self._state, hotkey)
 
     def losses(self, query: LossQuery) -> Losses:
         """Losses of applied microbatches in order of arrival."""

@@ -6,6 +6,8 @@ Pure functions of the state; nothing here changes it.
 from dataclasses import dataclass
 
 from orion.common.ids import Hotkey
+from orion.common.ledger.pay import miner_pay
+from orion.common.ledger.scoring import window_start
 from orion.common.protocol.fields import BATCH_MAX, BOUNDARY_PAGE_MAX, VALIDATORS_MAX
 from orion.common.protocol.messages import (
     Feed,
@@ -17,6 +19,7 @@ from orion.common.protocol.messages import (
     RefusalCode,
     StageState,
 )
+from orion.common.protocol.pay import MinerPay
 from orion.common.protocol.records import (
     Boundaries,
     BoundaryQuery,
@@ -124,6 +127,15 @@ def ledger(state: RunState, query: LedgerQuery) -> Ledger:
     memory = state.memory
     flops = tuple(figures.microbatch_flops for figures in state.figures)
     return memory.ledger.summary(query.from_outer_step, memory.num_entries, memory.ledger_digest, flops)
+
+
+def pay(state: RunState, hotkey: Hotkey) -> MinerPay:
+    """A miner's whole pay. Raises RefusedError for a hotkey that the run does not know."""
+    if hotkey not in state.memory.membership.members:
+        raise refused(RefusalCode.NOT_FOUND, "no such miner in this run")
+    book = state.memory.ledger
+    summary = ledger(state, LedgerQuery(from_outer_step=window_start(book.outer_step, state.spec)))
+    return miner_pay(book, summary, state.spec, hotkey)
 
 
 def losses(state: RunState, query: LossQuery) -> Losses:

@@ -128,6 +128,14 @@ async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
                 losses = await OrchestratorClient.losses(http, url, 10)
             assert (losses.total, len(losses.points)) == (12, 2)
             await check_public_ledger(url, spec, ledger)
+            async with HttpClient() as http:
+                pay = await OrchestratorClient.miner(http, url, miner.hotkey)
+                assert [(step.num_credited, step.num_committed) for step in pay.steps] == [(4, 4)] * 3
+                total = sum(record.flops for record in ledger.work)
+                assert pay.score == pytest.approx(total * spec.validation.unverified_factor)
+                assert not pay.verified
+                with pytest.raises(RefusedError, match="no such miner"):
+                    await OrchestratorClient.miner(http, url, hotkey_of(STRANGER_KEY))
         status = await status_of(url)
         assert status.finished and status.microbatches_applied == 12 and status.anchors_equal
         metrics = await text_of(url + routes.METRICS)

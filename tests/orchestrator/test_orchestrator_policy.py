@@ -41,6 +41,7 @@ UNSIGNED = {
     routes.LOSSES,
     routes.PATHWAYS,
     routes.ENTRIES,
+    routes.MINERS + "/{hotkey}",
     routes.BOUNDARIES,
     routes.HEALTH,
     routes.METRICS,

@@ -36,6 +36,7 @@ from orion.common.protocol.messages import (
     RunInfo,
     Uploaded,
 )
+from orion.common.protocol.pay import MinerPay
 from orion.common.protocol.records import (
     Boundaries,
     BoundaryQuery,
@@ -102,6 +103,12 @@ class OrchestratorClient:
         body = EntriesQuery(from_sequence=from_sequence).model_dump_json().encode()
         answer = await http.read("POST", base_url + routes.ENTRIES, data=body, timeout_s=timeout_s)
         return parse_answer(LedgerPage, answer, routes.ENTRIES)
+
+    @staticmethod
+    async def miner(http: HttpClient, base_url: str, hotkey: Hotkey, timeout_s: float = REQUEST_TIMEOUT_S) -> MinerPay:
+        """A miner's whole pay; public."""
+        answer = await http.read("GET", f"{base_url}{routes.MINERS}/{quote(hotkey)}", timeout_s=timeout_s)
+        return parse_answer(MinerPay, answer, routes.MINERS)
 
     # --- membership
 
