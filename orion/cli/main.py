@@ -360,6 +360,9 @@ def validator(
     threads: Threads = 1,
     niceness: Annotated[int, typer.Option(help="Gives way to other work on this machine; 0 to 19.", min=0, max=19)] = 0,
     follow: Annotated[bool, typer.Option("--follow", help="Stay after the run has finished.")] = False,
+    bundles: Annotated[
+        Path | None, typer.Option(help="Folder for the evidence of failed replays (`orion replay`).")
+    ] = DEFAULT_FOLDER / "bundles",
     stop_with_stdin: StopWithStdin = False,
 ) -> None:
     """Checks a run's miners and sets chain weights."""
@@ -377,11 +380,27 @@ def validator(
         num_threads=threads,
         niceness=niceness,
         follow=follow,
+        bundle_folder=bundles,
     )
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
     subnet = Subnet(network, netuid, tuple(fallback or ()))
     validating = with_chain(subnet, keypair, lambda chain: serve(config, keypair, chain))
     _run(validating, stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
+def replay(
+    bundle: Annotated[Path, typer.Argument(help="Folder that a validator left of a replay that failed.")],
+    as_json: Json = False,
+) -> None:
+    """Repeats a failed replay from its evidence. Exits 1 when it is not confirmed."""
+    from orion.validator.bundle import confirm
+
+    found = confirm(bundle)
+    word = "confirmed" if found.confirms else "not confirmed"
+    print(json.dumps(asdict(found)) if as_json else f"{word}: {found.finding}")
+    if not found.confirms:
+        raise typer.Exit(1)
 
 
 def _run(work: Coroutine[Any, Any, ResultT], *, stop_with_stdin: bool = False) -> ResultT:

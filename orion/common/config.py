@@ -78,7 +78,7 @@ class ValidationRules(Section):
     """Shorter ÷ longer of the two."""
     pseudo_gradient_cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The same for each partition of a pseudo-gradient, in which the noise of many inner steps has added up."""
-    pseudo_gradient_norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.98
+    pseudo_gradient_norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
     answer_s: Seconds = 15.0
     """How long after the run's end miners go on answering validators, so that the last outer step is checked too."""
     score_window_outer_steps: Annotated[int, Field(ge=1)] = 50

@@ -35,6 +35,7 @@ from orion.validator.events import (
     FetchEvidence,
     FetchLog,
     FetchProblem,
+    LogProof,
     Replay,
     ReplayOperation,
     ReplayResult,
@@ -171,6 +172,7 @@ class Check:
         """To replay; drawn."""
         self._request: LogRequest | None = None
         self._entries: tuple[LogEntry, ...] = ()
+        self._log: CommittedLog | None = None
         self._is_whole = False
         self._knows_contribution = False
         self._contribution: Contribution | None = None
@@ -236,6 +238,7 @@ class Check:
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
+        self._log = log
         self._entries = log.entries[: self._num_operations]
         needs = evidence_needs(self._entries, self.target.outer_step, self._position)
         self._evidence = _Evidence(list(needs))
@@ -358,8 +361,15 @@ class Check:
         )
         target = self.target
         contribution = self._contribution if self._is_whole else None
+        assert self._request is not None and self._log is not None
         return ReplayTask(
-            target.miner, target.stage_index, target.outer_step, self._checkpoint, operations, contribution
+            target.miner,
+            target.stage_index,
+            target.outer_step,
+            self._checkpoint,
+            operations,
+            LogProof(target.commitments, self._request, self._log),
+            contribution,
         )
 
     def _set_deadline(self, size_bytes: int, now_s: float) -> None:

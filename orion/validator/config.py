@@ -34,6 +34,10 @@ class ValidatorConfig(BaseModel):
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """Added to the process's niceness, so that on a shared machine checks give way to training."""
     budget: Budget = Budget()
+    bundle_folder: Path | None = None
+    """Where a replay that failed leaves what a third party needs to repeat it (`orion replay`); None = nowhere."""
+    bundle_bytes_max: Annotated[int, Field(gt=0)] = 4 * 1024**3
+    """Of that folder; the oldest bundles make room."""
     follow: bool = False
     """Stay after the run has finished."""
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5

@@ -33,6 +33,7 @@ from torch import Tensor
 from orion.common.ids import Digest, Direction, Hotkey
 from orion.common.protocol.messages import (
     CheckpointRef,
+    Commitment,
     Contribution,
     Feed,
     Receipt,
@@ -65,6 +66,15 @@ class ReplayOperation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LogProof:
+    """A log as it was handed over, and what it was checked against."""
+
+    commitments: tuple[Commitment, ...]
+    request: LogRequest
+    log: CommittedLog
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ReplayTask:
     """A prefix of a committed log, to be replayed from the public anchor of its outer step."""
 
@@ -74,6 +84,8 @@ class ReplayTask:
     checkpoint: CheckpointRef | None
     """Newest known checkpoint of the stage at or before the outer step; None = start from the initial parameters."""
     operations: tuple[ReplayOperation, ...]
+    proof: "LogProof | None" = None
+    """That this is the committed log, for others to check; None where nobody needs it."""
     contribution: Contribution | None = None
     """What the miner uploaded; with it the operations are its whole log, and the pseudo-gradient is compared too."""
 

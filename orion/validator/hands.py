@@ -44,6 +44,7 @@ from orion.common.protocol.records import (
 from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.partition import partition_bounds
+from orion.validator.bundle import BundleShelf
 from orion.validator.clasp import PATHWAYS_MAX
 from orion.validator.events import (
     ChainFailed,
@@ -146,10 +147,12 @@ class Hands:
         device: torch.device,
         compute_dtype: torch.dtype,
         clock: Clock,
+        shelf: BundleShelf | None = None,
         on_device: Offload,
         offload: Offload = in_thread,
     ) -> None:
-        """`on_device` computes replays and reductions, one after the other; `offload` reads bodies."""
+        """`shelf` keeps what shows that a replay failed.
+        `on_device` computes replays and reductions, one after the other; `offload` reads bodies."""
         self._spec = spec
         self._orchestrator = orchestrator
         self._miners = miners
@@ -158,6 +161,8 @@ class Hands:
         self._objects = objects
         self._chain = chain
         self._replay = partial(replay, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
+        self._tokens = tokens
+        self._shelf = shelf
         self._clock = clock
         self._on_device = on_device
         self._offload = offload
@@ -281,6 +286,17 @@ class Hands:
             state = await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint)
             uploaded = await self._fetch_contribution(task)
             result, compute_s = await self._timed(partial(self._replay, task, state, uploaded=uploaded))
+            if result.failure is not None and self._shelf is not None:
+                keep = partial(
+                    self._shelf.keep,
+                    task,
+                    state=state,
+                    uploaded=uploaded,
+                    result=result,
+                    spec=self._spec,
+                    tokens=self._tokens,
+                )
+                await self._offload(keep)
         except (TransportError, RefusedError, DataError, torch.OutOfMemoryError) as error:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
         return ReplayEnded(task.miner, task.outer_step, result, compute_s)

@@ -23,6 +23,7 @@ from orion.common.offload import OwnThread
 from orion.common.protocol.signing import Keypair
 from orion.common.train.data import TokenDataset
 from orion.common.train.device import compute_dtype, device_named
+from orion.validator.bundle import BundleShelf
 from orion.validator.config import ValidatorConfig
 from orion.validator.core import ValidatorCore
 from orion.validator.hands import Hands
@@ -65,6 +66,7 @@ async def serve(config: ValidatorConfig, keypair: Keypair, chain: Chain, clock: 
             tokens=tokens,
             device=device,
             compute_dtype=compute_dtype(device),
+            shelf=None if config.bundle_folder is None else BundleShelf(config.bundle_folder, config.bundle_bytes_max),
             clock=clock,
             on_device=device_thread,
         )
