@@ -19,6 +19,10 @@ FAILS_BY = {
     "free_rider": "forward",
     "skipped_backward": "backward",
     "stale_parameters": "forward",
+    "copied_pseudo_gradient": "pseudo-gradient",
+    "scaled_pseudo_gradient": "pseudo-gradient",
+    "poisoned_pseudo_gradient": "pseudo-gradient",
+    "consistent_free_rider": "is not what its transfer carried",
     "forged_receipts": "log",
     "forged_receipts_pair": "log",
     "log_changed": "log does not match its commitment",
@@ -55,6 +59,8 @@ def test_an_attacker_is_found_by_the_check_that_claims_it(laboratory: Laboratory
     assert_harmless(trial)
     assert trial.detected_after_outer_steps is not None
     assert any(FAILS_BY[name] in reason for reason in trial.reasons), trial.reasons
+    faults = Table((trial,), trial.honest_checks, trial.honest_failed).faults()
+    assert not [fault for fault in faults if "after it was found" in fault]
 
 
 def test_reducers_that_lie_are_outvoted(laboratory: Laboratory) -> None:

@@ -27,13 +27,14 @@ class Setting:
     """Where one miner attacks."""
     replicas_many: int = 7
     """Where 30 % of a stage attack: 2 of 7."""
-    outer_steps: int = 8
+    outer_steps: int = 6
     whole_share: float = 0.5
     """Of the checks, those that replay a whole outer step."""
-    score_window: int = 5
-    """Outer steps whose work counts: short, so that a trial shows what comes after them too."""
-    checked_share: float = 1 / 3
-    """Of all miners, drawn by the validator in each outer step."""
+    score_window: int = 6
+    """Outer steps whose work counts: all, as in a real run, whose window is longer than it takes to find anybody."""
+    checked_share: float = 2 / 3
+    """Of all miners, drawn by the validator in each outer step: many, because a trial's window holds few outer steps.
+    What counts is how often a miner is checked within a window; a real one is ten times as long."""
 
 
 EARNINGS_BEFORE_MAX = 1.0
