@@ -76,7 +76,7 @@ class ValidationRules(Section):
     """Between what a miner sent and what the replay gives, for activations and their gradients."""
     norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Shorter ÷ longer of the two."""
-    pseudo_gradient_cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.99
+    pseudo_gradient_cosine_min: Annotated[float, Field(gt=0, le=1)] = 0.98
     """The same for each partition of a pseudo-gradient, in which the noise of many inner steps has added up."""
     pseudo_gradient_norm_ratio_min: Annotated[float, Field(gt=0, le=1)] = 0.99
     answer_s: Seconds = 15.0

@@ -155,7 +155,7 @@ def test_another_pseudo_gradient_than_the_log_leads_to_is_caught(
         result = replayed_whole(miner)
         assert result.num_bit_equal == result.num_compared, "the log is honest"
         if miner.stage_index == stage_index:
-            assert "pseudo-gradient, partition 0" in str(result.failure)
+            assert "pseudo-gradient, partition" in str(result.failure)
         else:
             assert result.failure is None
 
