@@ -7,6 +7,7 @@ import pytest
 import torch
 from validator_world import CPU, Tokens, WorkingMiner, World, hotkey, make_spec, trained
 
+from orion.common.clock import SystemClock
 from orion.common.ids import Hotkey, MicrobatchId, Subject
 from orion.common.offload import in_place
 from orion.common.protocol.messages import BoundaryReport, RefusalCode
@@ -107,6 +108,7 @@ def hands_of(orchestrator: PagedOrchestrator) -> Hands:
         device=CPU,
         compute_dtype=torch.float32,
         on_device=in_place,
+        clock=SystemClock(),
         offload=in_place,
     )
 
