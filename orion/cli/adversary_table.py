@@ -1,10 +1,11 @@
 """Prints the table of attacks for people, a line as soon as its trial is through."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
+from orion.simulator.adversaries.table import Table
 from orion.simulator.adversaries.trial import Trial
 
 _HEADER = (
@@ -21,10 +22,11 @@ def printer(*, is_quiet: bool) -> Callable[[Trial], None]:
     return lambda trial: print(_line(trial), file=stream, flush=True)
 
 
-def print_faults(faults: Sequence[str], *, is_quiet: bool) -> None:
-    """What does not hold."""
+def print_end(table: Table, *, is_quiet: bool) -> None:
+    """How honest miners fared, and what does not hold."""
     stream = sys.stderr if is_quiet else sys.stdout
-    for fault in faults:
+    print(f"checks of honest miners: {table.honest_checks}, failed: {table.honest_failed}", file=stream)
+    for fault in table.faults():
         print(f"bar: {fault}", file=stream)
 
 

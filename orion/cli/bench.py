@@ -96,15 +96,14 @@ def adversaries(
     as_json: Json = False,
 ) -> None:
     """What attackers earn, when they are found, and what they do to the loss. Exits 1 when a bar does not hold."""
-    from orion.cli.adversary_table import print_faults, printer
+    from orion.cli.adversary_table import print_end, printer
     from orion.simulator.adversaries.table import measure
 
     table = measure(seed, quick=quick, on_trial=printer(is_quiet=as_json))
-    faults = table.faults()
-    print_faults(faults, is_quiet=as_json)
+    print_end(table, is_quiet=as_json)
     if as_json:
         print(json.dumps(table.as_json()))
-    if faults:
+    if table.faults():
         raise typer.Exit(1)
 
 

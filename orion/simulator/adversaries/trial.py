@@ -217,8 +217,8 @@ class _Pay:
         for attacker in sorted(self.attackers):
             places = [place for place, day in enumerate(self.days) if (attacker in day.found) is after]
             if places:
-                honest = luck[attacker]
-                usual = fmean(honest[min(place, len(honest) - 1)] for place in places)
+                # The last day: before it, who was drawn early counts for more than who is well placed.
+                usual = luck[attacker][-1]
                 earned.append(scale * fmean(self.share(attacker, self.days[place]) for place in places) / usual)
         return fmean(earned) if earned else None
 
