@@ -24,7 +24,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner import events
 from orion.miner.archive import KeptLog
-from orion.miner.effects import Compute, Effect, RequestJoin, RequestLease, SendReport
+from orion.miner.effects import Compute, Effect, RefreshFeed, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job
 from orion.miner.flow import Flow
 from orion.miner.moment import Moment
@@ -45,6 +45,8 @@ LEASE_RETRY_S = 0.5
 LEASE_RETRY_MAX_S = 2.0
 """Longest that a hint is followed: a cancelled trip's data may be leased again any time."""
 QUESTION_RETRY_S = 1.0
+FEED_REFRESH_S = 2.0
+"""Between two looks at the feed because of strangers, who could otherwise make us ask without end."""
 """Hint to who may not ask for logs and evidence yet."""
 QUEUE_AHEAD = 2
 """Forwards that a first-stage miner wants to have waiting, so that its device never waits for a lease."""
@@ -78,6 +80,7 @@ class MinerCore:
         self._join_s = 0.0
         self._is_leasing = False
         self._lease_s = 0.0
+        self._refresh_s = 0.0
 
     # --- the one door -------------------------------------------------------------------------------------------------
 
@@ -231,13 +234,15 @@ class MinerCore:
             case events.LeaseGranted() | events.LeaseRefused():
                 self._lease_ended(event, moment)
             case _:
-                self._take_of_outer_step(event, now_s)
+                self._take_beside_work(event, now_s)
 
-    def _take_of_outer_step(self, event: Event, now_s: float) -> None:
+    def _take_beside_work(self, event: Event, now_s: float) -> None:
         outer = self._outer
         match event:
             case events.ReportEnded(sequence, acknowledged):
                 self._reports.ended(sequence, acknowledged, now_s)
+            case events.StrangerAsked():
+                self._stranger_asked(now_s)
             case events.NoticeEnded(notice, outcome):
                 self._notices.ended(notice, outcome, now_s)
             case events.AnchorLoaded():
@@ -272,6 +277,13 @@ class MinerCore:
         self._view = view_of(feed)
         self._outer.view_changed(self._view)
         self._router.keep_only(peer.hotkey for peer in feed.peers)
+
+    def _stranger_asked(self, now_s: float) -> None:
+        """The wait for the next feed may have been lost on the way, and with it word of a validator's permit: whoever
+        does not look again would seem to withhold its log."""
+        if now_s >= self._refresh_s:
+            self._refresh_s = now_s + FEED_REFRESH_S
+            self._effects.append(RefreshFeed())
 
     def _lease_ended(self, event: events.LeaseGranted | events.LeaseRefused, moment: Moment) -> None:
         self._is_leasing = False

@@ -164,6 +164,12 @@ class SendNotice:
     notice: Notice
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshFeed:
+    """Asks for the feed as it is now, beside the question that waits for its next change. Ends as `FeedArrived`, or as
+    nothing when it fails."""
+
+
 Effect = (
     RequestJoin
     | Compute
@@ -182,4 +188,5 @@ Effect = (
     | UploadCheckpoint
     | SendReport
     | SendNotice
+    | RefreshFeed
 )

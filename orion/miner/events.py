@@ -310,6 +310,11 @@ class NoticeEnded:
     """REFUSED is final; BUSY and UNREACHABLE are tried again."""
 
 
+@dataclass(frozen=True, slots=True)
+class StrangerAsked:
+    """Somebody asked for a log or evidence who has no permit as far as the feed says; it was told to come again."""
+
+
 Event = (
     Ticked
     | FeedArrived
@@ -333,4 +338,5 @@ Event = (
     | CheckpointEnded
     | ReportEnded
     | NoticeEnded
+    | StrangerAsked
 )

@@ -31,6 +31,7 @@ from orion.miner.effects import (
     FreeTensors,
     PersistLog,
     ReadBody,
+    RefreshFeed,
     Refuse,
     RequestLease,
     SendCancel,
@@ -139,6 +140,8 @@ class MinerLoop:
                 self._start(tasks, self._send(effect))
             case SendCancel():
                 self._start(tasks, self._cancel(effect))
+            case RefreshFeed():
+                self._start(tasks, self._refresh_feed())
             case _:
                 self._start(tasks, self._attempt(effect))
 
@@ -193,6 +196,14 @@ class MinerLoop:
             heard_s = self._clock.monotonic_s()
             version, wait_s = feed.version, self._config.feed_wait_s
             await self._desk.post(events.FeedArrived(feed))
+
+    async def _refresh_feed(self) -> None:
+        try:
+            feed = await self._orchestrator.feed(0, 0.0)
+        except (TransportError, RefusedError) as error:
+            _log.warning("feed_failed", error=str(error))
+            return
+        await self._desk.post(events.FeedArrived(feed))
 
     async def _send_heartbeats(self) -> None:
         told_s, num_applied = self._clock.monotonic_s(), 0

@@ -34,7 +34,7 @@ from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Answer, Desk
 from orion.miner.effects import Accept, ReadBody, Refuse
-from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered
+from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered, StrangerAsked
 
 QUESTIONS_MAX = 8
 """Logs and evidence that are being handed out at a time; validators come again."""
@@ -141,7 +141,7 @@ class PeerServer:
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         sender, question = await signed_json(request, LogRequest)
-        self._require_room(sender)
+        await self._require_room(sender)
         async with self._questions:
             log = self._core.log_answer(question)
             if log is None:
@@ -150,7 +150,7 @@ class PeerServer:
 
     async def _evidence_body(self, request: web.Request) -> web.StreamResponse:
         sender, question = await signed_json(request, EvidenceRequest)
-        self._require_room(sender)
+        await self._require_room(sender)
         async with self._questions:
             # Before the commitment nobody sees what was computed, or it could be copied.
             body = None
@@ -160,10 +160,11 @@ class PeerServer:
                 raise refused(RefusalCode.NOT_FOUND, "that tensor is not kept")
             return tensor_answer(body)
 
-    def _require_room(self, sender: Hotkey) -> None:
+    async def _require_room(self, sender: Hotkey) -> None:
         """Refuses who is no validator, for now: a permit may have come that the feed does not show yet."""
         refusal = self._core.refusal_of_question(sender)
         if refusal is not None:
+            await self._desk.post(StrangerAsked())
             raise RefusedError(refusal)
         if self._questions.locked():
             raise refused(RefusalCode.BUSY, "too many questions at a time", QUESTION_RETRY_S)

@@ -40,6 +40,7 @@ from orion.miner.effects import (
     FreeTensors,
     PersistLog,
     ReadBody,
+    RefreshFeed,
     Refuse,
     SendCancel,
     SendTensor,
@@ -51,6 +52,7 @@ from orion.miner.events import (
     Event,
     FeedArrived,
     ForwardOffered,
+    StrangerAsked,
     Ticked,
 )
 from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
@@ -162,6 +164,7 @@ class MinerHost(Host):
                 self.handle(CancelArrived(Hotkey(source), request))
             case LogRequest() | EvidenceRequest() if refusal := self.core.refusal_of_question(Hotkey(source)):
                 respond(refusal, MESSAGE_BYTES)
+                self.handle(StrangerAsked())
             case LogRequest():
                 self._answer_log(request, respond)
             case EvidenceRequest():
@@ -202,6 +205,8 @@ class MinerHost(Host):
                 self.worker.free(microbatch_id)
             case SendCancel():
                 self.spawn(self._cancel(effect))
+            case RefreshFeed():
+                self.spawn(self._refresh_feed())
             case SendTensor():
                 self.spawn(self._then(self._peers.send(effect)))
             case Compute():
@@ -308,6 +313,11 @@ class MinerHost(Host):
                 await Pause(FEED_PAUSE_S)
                 continue
             version, wait_s = feed.version, FEED_WAIT_S
+            self.handle(FeedArrived(feed))
+
+    async def _refresh_feed(self) -> None:
+        feed = await Ask(ORCHESTRATOR, FeedQuery(0, 0.0))
+        if isinstance(feed, Feed):
             self.handle(FeedArrived(feed))
 
     def _beat(self) -> None:

@@ -10,9 +10,11 @@ from orion.common.protocol.messages import (
     RefusalCode,
     Transfer,
 )
+from orion.miner.core import FEED_REFRESH_S
 from orion.miner.effects import (
     Effect,
     FreeTensors,
+    RefreshFeed,
     RequestLease,
     SendCancel,
     SendReport,
@@ -31,6 +33,7 @@ from orion.miner.events import (
     ReportEnded,
     SendEnded,
     SendOutcome,
+    StrangerAsked,
     Ticked,
 )
 
@@ -337,3 +340,15 @@ def test_both_ends_make_the_same_receipt() -> None:
     (receipt,) = sender.receipts()
     assert receiver.receipts() == [receipt]
     assert (receipt.sender, receipt.receiver) == (sender.me, receiver.me)
+
+
+# --- questions of strangers -------------------------------------------------------------------------------------------
+
+
+def test_a_stranger_makes_the_miner_look_at_the_feed_again_but_not_all_the_time() -> None:
+    driver = Driver(1)
+    driver.start()
+    assert driver.handle(StrangerAsked()) == [RefreshFeed()]
+    assert driver.handle(StrangerAsked()) == []
+    driver.now_s += FEED_REFRESH_S
+    assert driver.handle(StrangerAsked()) == [RefreshFeed()]
