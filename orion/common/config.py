@@ -84,7 +84,7 @@ class ValidationRules(Section):
     score_window_outer_steps: Annotated[int, Field(ge=1)] = 50
     """Verified work older than this no longer counts."""
     unverified_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """What a miner's work counts while no replay of a log of its has passed in that window; then all of it counts."""
+    """What a miner's work counts while no replay of a whole outer step of its has passed in that window."""
     burn_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the chain weight that goes to the subnet owner's uid."""
 

@@ -115,6 +115,8 @@ class Target:
     outer_step: int
     commitments: tuple[Commitment, ...]
     """All that it made, in order; the last one is the one that counts."""
+    is_verified: bool
+    """Whether a whole outer step of its is known to have passed."""
 
     @property
     def newest(self) -> Commitment:
@@ -200,7 +202,9 @@ class Check:
         if fault is not None:
             self._end(EndingKind.FAILED, fault)
             return
-        extent = draw_extent(newest, self._spec.validation, self._operations_max, self._rng)
+        extent = draw_extent(
+            newest, self._spec.validation, self._operations_max, self._rng, is_verified=self.target.is_verified
+        )
         self._num_operations, self._is_whole = extent.num_operations, extent.is_whole
         is_short = newest.num_entries <= LOG_ENTRIES_WHOLE
         self._request = request_of(self.target.commitments, newest.num_entries if is_short else self._num_operations)

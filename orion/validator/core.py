@@ -16,11 +16,12 @@ longer has it fails. Work that no commitment covers is not checked and not paid.
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
-from orion.common.ledger.scoring import window_start
+from orion.common.ledger.scoring import verified_miners, window_start
 from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.messages import Contribution
 from orion.common.protocol.records import (
@@ -350,7 +351,7 @@ class ValidatorCore:
         if current.commitments is None or current.ledger is None or self._lookout.is_waiting:
             return False
         outer_step = current.outer_step
-        targets = _targets(current.commitments, outer_step)
+        targets = _targets(current.commitments, outer_step, verified_miners(current.ledger, self._spec))
         there = {hotkey for hotkey in targets if self._members.url(hotkey) is not None}
         for record in current.ledger.verdicts:
             if record.validator == self._hotkey and record.verdict.subject is not Subject.REDUCTION:
@@ -500,10 +501,16 @@ def _contribution(record: MergeRecord | None, miner: Hotkey) -> Contribution | N
     return next((contribution for contribution in contributions if contribution.hotkey == miner), None)
 
 
-def _targets(commitments: Commitments, outer_step: int) -> dict[Hotkey, Target]:
+def _targets(commitments: Commitments, outer_step: int, verified: Collection[Hotkey]) -> dict[Hotkey, Target]:
     """Everybody who committed to work in an outer step. Who did not is not paid for any."""
     return {
-        record.hotkey: Target(record.hotkey, record.stage_index, outer_step, (*record.earlier, record.commitment))
+        record.hotkey: Target(
+            record.hotkey,
+            record.stage_index,
+            outer_step,
+            (*record.earlier, record.commitment),
+            is_verified=record.hotkey in verified,
+        )
         for record in commitments.records
         if record.commitment.num_entries > 0
     }

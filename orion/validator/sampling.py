@@ -63,13 +63,16 @@ class Extent:
     """All of them, and the pseudo-gradient is compared too."""
 
 
-def draw_extent(commitment: Commitment, rules: ValidationRules, operations_max: int, rng: random.Random) -> Extent:
+def draw_extent(
+    commitment: Commitment, rules: ValidationRules, operations_max: int, rng: random.Random, *, is_verified: bool
+) -> Extent:
     """How much of a log of one entry at least is replayed.
 
-    The whole with the run's probability, when the miner has finished and kept it and the validator can afford it; else
-    a prefix of what was kept, of which every length up to the bounds is as likely.
+    The whole with the run's probability, and always of a miner of whom no whole outer step was verified, when the miner
+    has finished and kept it and the validator can afford it; else a prefix of what was kept, of which every length up
+    to the bounds is as likely.
     """
-    is_drawn = rng.random() < rules.whole_share
+    is_drawn = rng.random() < rules.whole_share or (rules.whole_share > 0 and not is_verified)
     is_there = commitment.is_final and commitment.num_kept == commitment.num_entries <= operations_max
     if is_drawn and is_there:
         return Extent(commitment.num_entries, is_whole=True)

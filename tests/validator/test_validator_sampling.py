@@ -112,21 +112,34 @@ def commitment(num_entries: int, *, num_kept: int | None = None, is_final: bool 
 def test_what_is_replayed_is_within_the_log_and_what_can_be_afforded(
     num_entries: int, most: int, affordable: int, whole_share: float, rng: random.Random
 ) -> None:
-    extent = draw_extent(commitment(num_entries), rules(most, whole_share), affordable, rng)
+    extent = draw_extent(commitment(num_entries), rules(most, whole_share), affordable, rng, is_verified=True)
     assert 1 <= extent.num_operations <= min(num_entries, affordable)
     assert extent.num_operations == num_entries if extent.is_whole else extent.num_operations <= most
 
 
 def test_every_length_of_prefix_is_drawn() -> None:
     rng = random.Random(0)
-    assert {draw_extent(commitment(100), rules(16), 1000, rng).num_operations for _ in range(400)} == set(range(1, 17))
+    assert {
+        draw_extent(commitment(100), rules(16), 1000, rng, is_verified=True).num_operations for _ in range(400)
+    } == set(range(1, 17))
 
 
 def test_whole_logs_have_their_share() -> None:
     rng = random.Random(0)
-    num_whole = sum(draw_extent(commitment(100), rules(whole_share=0.3), 100, rng).is_whole for _ in range(1000))
+    num_whole = sum(
+        draw_extent(commitment(100), rules(whole_share=0.3), 100, rng, is_verified=True).is_whole for _ in range(1000)
+    )
     assert 250 <= num_whole <= 350
-    assert draw_extent(commitment(100), rules(whole_share=1.0), 100, rng).is_whole
-    assert not draw_extent(commitment(100), rules(whole_share=1.0), 99, rng).is_whole
-    assert not draw_extent(commitment(100, num_kept=99), rules(whole_share=1.0), 100, rng).is_whole
-    assert not draw_extent(commitment(100, is_final=False), rules(whole_share=1.0), 100, rng).is_whole
+    assert draw_extent(commitment(100), rules(whole_share=1.0), 100, rng, is_verified=True).is_whole
+    assert not draw_extent(commitment(100), rules(whole_share=1.0), 99, rng, is_verified=True).is_whole
+    assert not draw_extent(commitment(100, num_kept=99), rules(whole_share=1.0), 100, rng, is_verified=True).is_whole
+    assert not draw_extent(commitment(100, is_final=False), rules(whole_share=1.0), 100, rng, is_verified=True).is_whole
+
+
+def test_the_whole_is_replayed_of_whom_no_whole_was_verified_unless_the_run_knows_none() -> None:
+    rng = random.Random(0)
+    assert all(
+        draw_extent(commitment(100), rules(whole_share=0.1), 100, rng, is_verified=False).is_whole for _ in range(100)
+    )
+    assert not draw_extent(commitment(100), rules(whole_share=0.1), 99, rng, is_verified=False).is_whole
+    assert not draw_extent(commitment(100), rules(whole_share=0.0), 100, rng, is_verified=False).is_whole

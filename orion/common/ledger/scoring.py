@@ -8,8 +8,9 @@ outer step count as far as both ends of each transfer agree and its commitment c
 They count in full when its pseudo-gradient is in the mean of every partition and its bytes stand in every partition
 that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between.
 
-All of it counts `unverified_factor` while no replay has passed in the window: what nobody has looked at is a claim.
-Whoever is fast because it computes nothing, or goes away whenever it is challenged, earns next to nothing by that.
+All of it counts `unverified_factor` while no replay of a whole outer step has passed in the window: what nobody has
+looked at is a claim. Whoever is fast because it computes nothing, goes away whenever it is challenged, or uploads
+another pseudo-gradient than its work led to, earns next to nothing by that.
 
 A failed check voids all work before it and all work after it until it leaves the window: `docs/SCORING.md` shows why
 that costs more than cheating saves. The functions at the end of this file are that arithmetic.
@@ -89,14 +90,18 @@ def failed_checks(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, tuple[int, ...]
 
 
 def verified_miners(ledger: Ledger, spec: RunSpec) -> set[Hotkey]:
-    """Miners of whom some validator replayed a log of an outer step in the window, and found no fault."""
+    """Miners of whom some validator replayed an outer step of the window to its pseudo-gradient, and found no fault.
+
+    Where the run's rules know no whole replays, that of a log's beginning is all that can be asked.
+    """
+    subject = Subject.WHOLE if spec.validation.whole_share > 0 else Subject.LOG
     start = window_start(ledger.outer_step, spec)
     return {
         record.verdict.miner
         for record in ledger.verdicts
         if start <= record.verdict.outer_step <= ledger.outer_step
         and record.verdict.passed
-        and record.verdict.subject is not Subject.REDUCTION
+        and record.verdict.subject is subject
     }
 
 

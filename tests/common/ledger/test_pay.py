@@ -3,7 +3,7 @@
 from ledger_kit import SignedLedger
 from test_reading import make_spec
 
-from orion.common.ids import Hotkey
+from orion.common.ids import Hotkey, Subject
 from orion.common.ledger.pay import miner_pay
 from orion.common.ledger.scoring import scores
 from orion.common.ledger.sheet import make_sheet
@@ -26,7 +26,9 @@ def test_pay_names_work_checks_merges_and_scores() -> None:
     ledger.says(
         VALIDATOR_KEY, None, Verdict(miner=caught, outer_step=0, passed=False, num_operations=2, reason="noise")
     )
-    ledger.says(VALIDATOR_KEY, None, Verdict(miner=honest, outer_step=0, passed=True, num_operations=2))
+    ledger.says(
+        VALIDATOR_KEY, None, Verdict(miner=honest, outer_step=0, subject=Subject.WHOLE, passed=True, num_operations=2)
+    )
     uids = {hotkey_of(key): uid for uid, key in enumerate(key for keys in ledger.keys for key in keys)}
     ledger.says(VALIDATOR_KEY, None, make_sheet(ledger.summary(), ledger.spec, uids, None, 1.0))
     good, bad = pay_of(ledger, honest), pay_of(ledger, caught)

@@ -312,12 +312,16 @@ def test_work_counts_little_until_a_replay_has_passed_in_the_window_and_then_in_
     spec = make_spec(unverified_factor=0.1)
     miner, other = MINERS[:2]
     records = [work(each, outer_step, 10.0) for each in (miner, other) for outer_step in (8, 9)]
-    checked = verdict(VALIDATORS[0], miner, 8, True)
+    checked = verdict(VALIDATORS[0], miner, 8, True, subject=Subject.WHOLE)
     assert scores(ledger(records, [checked]), spec) == {miner: 20.0, other: 2.0}
     assert scores(ledger(records), spec) == {miner: 2.0, other: 2.0}, "nobody is worse off than the others"
     reduced = verdict(VALIDATORS[0], miner, 8, True, subject=Subject.REDUCTION)
     assert scores(ledger(records, [reduced]), spec) == {miner: 2.0, other: 2.0}, "a mean says nothing of a log"
-    long_ago = verdict(VALIDATORS[0], miner, 9 - WINDOW, True)
+    beginning = verdict(VALIDATORS[0], miner, 8, True)
+    assert scores(ledger(records, [beginning]), spec) == {miner: 2.0, other: 2.0}, "its upload may be another's"
+    without_whole = make_spec(unverified_factor=0.1, whole_share=0.0)
+    assert scores(ledger(records, [beginning]), without_whole) == {miner: 20.0, other: 2.0}
+    long_ago = verdict(VALIDATORS[0], miner, 9 - WINDOW, True, subject=Subject.WHOLE)
     assert scores(ledger(records, [long_ago]), spec) == {miner: 2.0, other: 2.0}
     failed = verdict(VALIDATORS[1], miner, 9, False)
     assert scores(ledger(records, [checked, failed]), spec) == {miner: 0.0, other: 2.0}
