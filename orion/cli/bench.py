@@ -27,7 +27,7 @@ def clasp(
     as_json: Json = False,
 ) -> None:
     """How surely CLASP finds miners that raise their paths' losses, and how often it accuses others."""
-    from orion.simulator.clasp_study import format_row, run_study, study_report
+    from orion.bench.clasp_study import format_row, run_study, study_report
 
     rows = run_study(trials, seed)
     if as_json:
@@ -43,7 +43,7 @@ def suspicion(
     as_json: Json = False,
 ) -> None:
     """How much earlier suspicion has attackers checked than turns alone would."""
-    from orion.simulator.suspicion_study import ATTACKS, format_row, suspicion_report, suspicion_row
+    from orion.bench.suspicion_study import ATTACKS, format_row, suspicion_report, suspicion_row
 
     rows = []
     for attack in ATTACKS:
@@ -57,8 +57,8 @@ def suspicion(
 @bench_app.command()
 def monitor(as_json: Json = False) -> None:
     """What watching its boundaries costs a miner for each tensor that it is sent."""
+    from orion.bench.monitor_cost import monitor_costs
     from orion.common.clock import SystemClock
-    from orion.simulator.monitor_cost import monitor_costs
 
     costs = monitor_costs(SystemClock())
     if as_json:
@@ -77,8 +77,8 @@ def archive(
     as_json: Json = False,
 ) -> None:
     """What keeping logs and tensors for validators costs a miner."""
+    from orion.bench.archive_cost import archive_cost
     from orion.common.clock import SystemClock
-    from orion.simulator.archive_cost import archive_cost
 
     cost = archive_cost(folder, SystemClock())
     if as_json:
@@ -87,6 +87,27 @@ def archive(
     print(f"bodies of {cost.body_bytes} bytes: {cost.add_us:.0f} µs of the device's thread for an operation")
     print(f"{cost.persist_s:.2f} s for a commitment over {cost.persist_bytes / 1e6:.0f} MB")
     print(f"{cost.open_s:.2f} s to find {cost.open_bytes / 1e6:.0f} MB again; {cost.entry_us:.0f} µs a log entry")
+
+
+@bench_app.command()
+def simulator(
+    stages: Annotated[int, typer.Option(min=1, max=64, help="Pipeline stages.")] = 3,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Miners per stage.")] = 2,
+    repetitions: Annotated[int, typer.Option(min=1, max=100, help="Runs of three outer steps.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """What simulating a swarm costs."""
+    from orion.bench.simulator_cost import simulator_cost
+
+    cost = simulator_cost(stages, replicas, repetitions)
+    if as_json:
+        print(json.dumps(asdict(cost)))
+        return
+    print(
+        f"{stages} stages × {replicas} replicas: {cost.cpu_s_per_outer_step:.2f} s of processor time for an outer step "
+        f"({cost.cpu_s_per_outer_step_least:.2f} to {cost.cpu_s_per_outer_step_most:.2f}), "
+        f"{cost.virtual_s_per_cpu_s:.0f} virtual seconds in one"
+    )
 
 
 @bench_app.command()
@@ -122,7 +143,7 @@ def replay_noise(
 
     import torch
 
-    from orion.simulator.replay_noise import format_row, measure, noise_spec, validators_of
+    from orion.bench.replay_noise import format_row, measure, noise_spec, validators_of
 
     spec = noise_spec(
         preset, inner_steps=inner_steps, sequence_length=sequence_length, sequences_per_microbatch=sequences

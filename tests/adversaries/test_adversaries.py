@@ -3,7 +3,7 @@
 import pytest
 
 from orion.simulator.adversaries.catalogue import ATTACKS, attack_named
-from orion.simulator.adversaries.table import Laboratory, Setting, Table
+from orion.simulator.adversaries.table import EARNINGS_BEFORE_MAX, Laboratory, Setting, Table
 from orion.simulator.adversaries.trial import Trial
 
 SEED = 2
@@ -31,7 +31,7 @@ FAILS_BY = {
 }
 """What the verdict on each attacker says."""
 
-UNJUDGED = ("commitment_withheld", "repeated_requests", "sybil")
+UNJUDGED = ("commitment_withheld", "repeated_requests")
 """Attacks that leave nothing to judge: what they earn is all that there is to see."""
 
 
@@ -74,6 +74,16 @@ def test_what_cannot_be_judged_earns_no_more_than_honest_work(laboratory: Labora
     trial = laboratory.trial(attack_named(name))
     assert_harmless(trial)
     assert trial.earnings_before is not None
+    assert trial.earnings_before <= EARNINGS_BEFORE_MAX
+
+
+def test_a_split_machine_is_found_by_nothing_and_the_table_says_what_it_earns(laboratory: Laboratory) -> None:
+    trial = laboratory.trial(attack_named("sybil"))
+    assert_harmless(trial)
+    assert trial.detected_after_outer_steps is None
+    assert trial.earnings_before is not None
+    faults = Table((trial,), trial.honest_checks, trial.honest_failed).faults()
+    assert bool(faults) == (trial.earnings_before > EARNINGS_BEFORE_MAX), "no attack is excused from the bars"
 
 
 def test_idle_attackers_save_what_they_are_said_to_save(laboratory: Laboratory) -> None:

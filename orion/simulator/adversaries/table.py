@@ -39,11 +39,6 @@ class Setting:
 
 EARNINGS_BEFORE_MAX = 1.0
 EARNINGS_AFTER_MAX = 0.1
-EARNINGS_SLACK = 0.02
-"""What the draw of a path may add to an earning: an attack that changes a single message changes all draws after it."""
-
-UNBARRED = frozenset(attack.name for attack in ATTACKS if attack.is_one_machine)
-"""Nobody can tell one machine from two: what that earns is measured and said, and no bar can be held."""
 
 QUICK_ATTACKS = (
     "noise_small",
@@ -95,8 +90,7 @@ class Table:
             where = f"{trial.name} by {trial.share:.0%} of a stage"
             if trial.num_attacks == 0:
                 faults.append(f"{where} never happened")
-            is_allowed = trial.name in UNBARRED
-            if not is_allowed and (trial.earnings_before or 0.0) > EARNINGS_BEFORE_MAX + EARNINGS_SLACK:
+            if (trial.earnings_before or 0.0) > EARNINGS_BEFORE_MAX:
                 faults.append(f"{where} earned {trial.earnings_before:.0%} of an honest miner before it was found")
             if (trial.earnings_after or 0.0) > EARNINGS_AFTER_MAX:
                 faults.append(f"{where} earned {trial.earnings_after:.0%} of an honest miner after it was found")

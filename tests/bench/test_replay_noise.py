@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orion.simulator.replay_noise import Conditions, NoiseRow, Quantity, format_row, measure
+from orion.bench.replay_noise import Conditions, NoiseRow, Quantity, format_row, measure
 from orion.simulator.scenarios import tiny_spec
 
 

@@ -3,8 +3,8 @@
 import random
 from statistics import fmean
 
+from orion.bench.suspicion_study import OUTER_STEPS, first_check, format_row, suspicion_report, suspicion_row
 from orion.common.ids import Hotkey
-from orion.simulator.suspicion_study import OUTER_STEPS, first_check, format_row, suspicion_report, suspicion_row
 
 MINERS = [Hotkey(f"miner {place}") for place in range(12)]
 

@@ -1,6 +1,6 @@
 """The published toy study, repeated: a miner that raises losses by a tenth stands out, its neighbours do not."""
 
-from orion.simulator.clasp_study import Malicious, format_row, study_report, study_row
+from orion.bench.clasp_study import Malicious, format_row, study_report, study_row
 
 SEED = 0
 

@@ -1,4 +1,4 @@
-"""`orion bench clasp`, `monitor` and `archive`: one JSON object each."""
+"""`orion bench clasp`, `monitor`, `archive` and `simulator`: one JSON object each."""
 
 import json
 from pathlib import Path
@@ -31,3 +31,13 @@ def test_the_archive_s_cost_is_printed_as_one_object_and_nothing_is_left(tmp_pat
     cost = json.loads(result.stdout.splitlines()[-1])
     assert all(value > 0 for value in cost.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_simulator_s_cost_is_printed_as_one_object() -> None:
+    command = ["bench", "simulator", "--stages", "2", "--replicas", "1", "--repetitions", "2", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    cost = json.loads(result.stdout.splitlines()[-1])
+    assert (cost["num_stages"], cost["replicas"], cost["repetitions"]) == (2, 1, 2)
+    assert 0 < cost["cpu_s_per_outer_step_least"] <= cost["cpu_s_per_outer_step"] <= cost["cpu_s_per_outer_step_most"]
+    assert cost["virtual_s_per_cpu_s"] > 0
