@@ -79,12 +79,13 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the orchestrator; 0 = any free one.", min=0, max=65535)] = 0,
     folder: Annotated[Path, typer.Option(help="Where data and runs are kept.", envvar="ORION_FOLDER")] = DEFAULT_FOLDER,
     compare: Annotated[bool, typer.Option("--compare", help="Train the same model in one process afterwards.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Go on serving after training, until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving after the report, until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
     """Trains a model through a whole swarm on this machine, and checks the result."""
     from rich.console import Console
 
+    from orion.cli.outcome import SwarmOutcome
     from orion.cli.resolve import tokenizer_for
     from orion.cli.summary import print_summary
     from orion.cli.up import UpOptions
@@ -103,11 +104,13 @@ def up(
     # The SDK keeps every chain's metadata in the home folder; those of chains that live for one run don't belong there.
     os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(folder.absolute() / "chain-metadata"))
     options = UpOptions(run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep)
-    outcome, found = _run(run_swarm(options, console, SystemClock(), dict(os.environ)))
-    print_summary(console, outcome, found)
-    if as_json:
-        print(outcome.model_dump_json())
-    if found:
+
+    def report(outcome: SwarmOutcome, found: list[str]) -> None:
+        print_summary(console, outcome, found)
+        if as_json:
+            print(outcome.model_dump_json(), flush=True)
+
+    if not _run(run_swarm(options, console, SystemClock(), dict(os.environ), report)):
         raise typer.Exit(1)
 
 

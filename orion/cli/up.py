@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from orion.cli.resolve import resolve
 from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
-from orion.common.errors import TransportError
+from orion.common.errors import ConfigError, TransportError
 from orion.common.ids import Hotkey
 from orion.common.ledger.scoring import scores
 from orion.common.net.http import HttpClient
@@ -43,6 +43,10 @@ VALIDATOR_GRACE_S = 60.0
 """What the validator gets after the run's end for its last check and its last weights."""
 UNREACHABLE_S_MAX = 60.0
 """Silence of the orchestrator after which the run is given up."""
+
+
+Report = Callable[[SwarmOutcome, list[str]], None]
+"""Shows the outcome, and every reason for which it is not good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,14 @@ class FinishedRun:
     """What does not follow from the signed ledger."""
 
 
-async def up(
-    options: UpOptions, console: Console, clock: Clock, environment: dict[str, str]
-) -> tuple[SwarmOutcome, list[str]]:
-    """Runs the swarm to its end; returns the outcome and every reason for which it is not good.
+async def up(options: UpOptions, console: Console, clock: Clock, environment: dict[str, str], report: Report) -> bool:
+    """Runs the swarm to its end and reports it; returns whether it is good. With `keep` it goes on serving after the
+    report, until it is cancelled.
 
     Raises ConfigError before anything is started, SwarmStartError when a process does not come up.
     """
+    if options.compare and options.keep:
+        raise ConfigError("--compare needs the machine for itself, and --keep goes on serving: choose one of them")
     spec = RunSpec.load(options.run_file, options.overrides)
     paths = _paths(options, spec, clock)
     paths.make()
@@ -97,18 +102,36 @@ async def up(
         finished, seconds = await _watch(swarm, spec, console, clock)
         outcome, dataset = await _conclude(swarm, spec, paths, finished, seconds)
         if options.keep:
-            console.print(f"still serving at {swarm.url} (Ctrl-C ends it); the chain, with the SDK's own tool:")
-            for command in swarm.btcli_commands():
-                console.print(f"  {command}", highlight=False, soft_wrap=True)
-            await asyncio.Event().wait()
+            is_good = _report(spec, finished, outcome, report)
+            await _serve_until_cancelled(swarm, console)
+            return is_good
     finally:
         await asyncio.to_thread(swarm.stop)
     if options.compare:
         outcome = await asyncio.to_thread(
             _compared, outcome, finished, spec=spec, dataset=dataset, console=console, clock=clock
         )
+    return _report(spec, finished, outcome, report)
+
+
+def _report(spec: RunSpec, finished: FinishedRun, outcome: SwarmOutcome, report: Report) -> bool:
     _draw(spec, finished, outcome)
-    return outcome, [*problems(outcome, finished.status), *finished.differences]
+    found = [*problems(outcome, finished.status), *finished.differences]
+    report(outcome, found)
+    return not found
+
+
+async def _serve_until_cancelled(swarm: LocalSwarm, console: Console) -> None:
+    """Ctrl-C and SIGTERM arrive as a cancellation; here it is how things are meant to end."""
+    console.print(f"still serving at {swarm.url} (Ctrl-C ends it); the chain, with the SDK's own tool:")
+    for command in swarm.btcli_commands():
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+    task = asyncio.current_task()
+    assert task is not None
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        task.uncancel()
 
 
 def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:

@@ -56,20 +56,21 @@ async def ledger_of(swarm: LocalSwarm) -> Ledger:
         return await OrchestratorClient(rpc, swarm.url, hotkey_of(swarm.keys.orchestrator)).ledger(0)
 
 
-def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    run_file = tmp_path / "small.toml"
+def up_command(folder: Path, *options: str) -> list[str]:
+    run_file = folder / "small.toml"
     run_file.write_text(RUN_FILE)
-    command = [
-        sys.executable,
-        "-m",
-        "orion.cli.main",
-        "up",
-        str(run_file),
-        "--folder",
-        str(tmp_path / "orion"),
-        "--json",
-    ]
-    result = subprocess.run([*command, "--compare"], capture_output=True, text=True, timeout=WAIT_S, check=False)
+    own = [str(run_file), "--folder", str(folder / "orion"), "--json"]
+    return [sys.executable, "-m", "orion.cli.main", "up", *own, *options]
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Those whose command line names the folder."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = up_command(tmp_path, "--compare")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     outcome = json.loads(line)
@@ -86,8 +87,33 @@ def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) ->
     assert outcome["incentives"] == pytest.approx(outcome["chain_weights"], abs=1e-3), "one validator, one opinion"
     assert Path(outcome["plot"]).read_bytes().startswith(b"\x89PNG")
     assert (Path(outcome["checkpoint"]) / "model.safetensors").is_file()
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
-    assert left == []
+    assert processes_of(tmp_path) == []
+
+
+def test_a_swarm_that_is_kept_reports_first_and_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    command = up_command(tmp_path, "--keep", "--steps", "2")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        outcome = json.loads(process.stdout.readline())
+        serving = processes_of(tmp_path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=WAIT_S)
+    assert outcome["outer_steps"] == 2
+    assert len(serving) >= 3, "it, the orchestrator and the chain"
+    assert "still serving at http://" in errors
+    assert "all is well" in errors
+    assert process.returncode == 0
+    assert processes_of(tmp_path) == []
+
+
+def test_comparing_and_keeping_at_once_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    command = up_command(tmp_path, "--keep", "--compare")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert result.returncode == 1
+    assert "choose one of them" in result.stderr
+    assert not (tmp_path / "orion").exists()
 
 
 async def test_a_killed_miner_stops_nobody(tmp_path: Path, data_root: Path) -> None:
