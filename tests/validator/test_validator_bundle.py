@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_validator_replay import task_of
-from validator_world import CPU, Cheat, Tokens, WorkingMiner, answer_to, make_spec, trained
+from working_miner import CPU, Cheat, Tokens, WorkingMiner, answer_to, make_spec, trained
 
 from orion.common.errors import DataError
 from orion.common.train.anchor import initial_anchor

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from validator_world import hotkey
+from working_miner import hotkey
 
 from orion.common.ids import Hotkey, MicrobatchId
 from orion.common.protocol.records import Pathway, Pathways

@@ -5,18 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from validator_world import (
-    Cheat,
-    LongestPrefix,
-    WorkingMiner,
-    World,
-    digest,
-    hotkey,
-    make_feed,
-    make_spec,
-    record_of,
-    trained,
-)
+from validator_world import LongestPrefix, World, make_feed
+from working_miner import Cheat, WorkingMiner, digest, hotkey, make_spec, record_of, trained
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, MemberState, Phase

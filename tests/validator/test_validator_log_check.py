@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from validator_world import WorkingMiner, answer_to, make_spec, trained
+from working_miner import WorkingMiner, answer_to, make_spec, trained
 
 from orion.common.ids import Direction, Operation
 from orion.common.protocol.log import BEGINNINGS_MAX, log_root

@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from validator_world import CPU, Tokens, WorkingMiner, World, hotkey, make_spec, trained
+from validator_world import World
+from working_miner import CPU, Tokens, WorkingMiner, hotkey, make_spec, trained
 
 from orion.common.clock import SystemClock
 from orion.common.ids import Hotkey, MicrobatchId, Subject

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from validator_world import World, hotkey, make_spec
+from validator_world import World
+from working_miner import hotkey, make_spec
 
 from orion.common.ids import Digest, Hotkey, Phase, Subject
 from orion.common.protocol.messages import Contribution, Manifest, MergedPartition, ObjectRef

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
-from validator_world import CPU, Body, Cheat, Tokens, WorkingMiner, hotkey, make_spec, trained
+from working_miner import CPU, Body, Cheat, Tokens, WorkingMiner, hotkey, make_spec, trained
 
 from orion.common.errors import DataError
 from orion.common.ids import Operation

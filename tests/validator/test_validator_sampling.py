@@ -5,7 +5,7 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from validator_world import hotkey
+from working_miner import hotkey
 
 from orion.common.config import ValidationRules
 from orion.common.ids import Digest, Hotkey

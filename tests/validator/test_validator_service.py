@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 from blake3 import blake3
 from ledger_kit import SignedLedger
-from validator_world import Cheat, WorkingMiner, answer_to, make_feed, make_spec, trained
+from validator_world import make_feed
+from working_miner import Cheat, WorkingMiner, answer_to, make_spec, trained
 
 from orion.common.clock import SystemClock
 from orion.common.config import RunSpec

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from validator_world import hotkey
+from working_miner import hotkey
 
 from orion.common.ids import Direction, Hotkey
 from orion.common.protocol.messages import BoundaryReport, PeerStatistics

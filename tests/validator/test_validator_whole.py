@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from validator_world import VALIDATOR, Cheat, WorkingMiner, World, hotkey, make_spec, merge_record, trained
+from validator_world import VALIDATOR, World, merge_record
+from working_miner import Cheat, WorkingMiner, hotkey, make_spec, trained
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Phase, Subject
