@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from random import Random
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey, Operation, Phase
+from orion.common.ids import Hotkey, MicrobatchId, Operation, Phase
 from orion.common.protocol.messages import (
     BoundaryReport,
     Feed,
@@ -80,6 +80,8 @@ class MinerCore:
         self._join_s = 0.0
         self._is_leasing = False
         self._lease_s = 0.0
+        self._next_microbatch_id = MicrobatchId(0)
+        """Lowest id that was not leased to us yet."""
         self._refresh_s = 0.0
 
     # --- the one door -------------------------------------------------------------------------------------------------
@@ -288,6 +290,8 @@ class MinerCore:
     def _lease_ended(self, event: events.LeaseGranted | events.LeaseRefused, moment: Moment) -> None:
         self._is_leasing = False
         if isinstance(event, events.LeaseGranted):
+            newest = max(granted.microbatch_id for granted in event.lease.microbatches)
+            self._next_microbatch_id = MicrobatchId(max(self._next_microbatch_id, newest + 1))
             self._flow.leased(moment, event.lease)
             return
         hint_s = LEASE_RETRY_S if event.retry_after_s is None else event.retry_after_s
@@ -404,7 +408,11 @@ class MinerCore:
         if self._table.room < 1 or num_waiting >= QUEUE_AHEAD:
             return
         self._is_leasing = True
-        request = LeaseRequest(outer_step=moment.outer_step, num_microbatches=min(self._table.room, 256))
+        request = LeaseRequest(
+            outer_step=moment.outer_step,
+            next_microbatch_id=self._next_microbatch_id,
+            num_microbatches=min(self._table.room, 256),
+        )
         self._effects.append(RequestLease(request))
 
     def _moment(self, now_s: float) -> Moment:

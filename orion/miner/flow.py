@@ -140,11 +140,17 @@ class Flow:
         """Queues leased microbatches; one that cannot be started is reported as cancelled, so that it is not lost."""
         for granted in lease.microbatches:
             microbatch_id = granted.microbatch_id
-            if self._table.get(microbatch_id) is not None or self._table.ended(microbatch_id) is not None:
+            ended = self._table.ended(microbatch_id)
+            if self._table.get(microbatch_id) is not None or (ended is not None and ended.outcome is Outcome.APPLIED):
                 continue
-            if lease.outer_step != moment.outer_step or self._table.room < 1:
+            reason = None
+            if ended is not None:
+                reason = "lost with the process that had it"
+            elif lease.outer_step != moment.outer_step or self._table.room < 1:
+                reason = "leased too late"
+            if reason is not None:
                 self._reports.add_end(
-                    MicrobatchEnd(microbatch_id=microbatch_id, outcome=Outcome.CANCELLED, reason="leased too late")
+                    MicrobatchEnd(microbatch_id=microbatch_id, outcome=Outcome.CANCELLED, reason=reason)
                 )
                 continue
             self._table.admit(

@@ -48,6 +48,8 @@ class LeaseBook:
     next_data_id: int = 0
     live: dict[MicrobatchId, Trip] = field(default_factory=dict)
     num_live_of: dict[Hotkey, int] = field(default_factory=dict)
+    newest_of: dict[Hotkey, MicrobatchId] = field(default_factory=dict)
+    """The highest id that each has leased in this outer step."""
     trips: dict[int, dict[MicrobatchId, Trip]] = field(default_factory=dict)
     """By outer step, the ended ones too."""
     lessees: dict[int, dict[Hotkey, int]] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class LeaseBook:
         self.outer_step, self.num_fresh, self.is_open = outer_step, share, True
         self.trips[outer_step] = {}
         self.lessees[outer_step] = {}
+        self.newest_of = {}
 
     def close(self) -> None:
         """Nothing more is leased in this outer step; trips that are live may still end."""
@@ -92,8 +95,19 @@ class LeaseBook:
             self.num_live_of[lessee] = self.num_live_of.get(lessee, 0) + len(leased)
             lessees = self.lessees[self.outer_step]
             lessees[lessee] = lessees.get(lessee, 0) + len(leased)
+            self.newest_of[lessee] = leased[-1].microbatch_id
         self.num_started += len(leased)
         return leased
+
+    def leased_from(self, lessee: Hotkey, first: MicrobatchId) -> list[Trip]:
+        """Live trips of this outer step that a miner has leased, from that id on, oldest first."""
+        if self.newest_of.get(lessee, -1) < first:
+            return []
+        return [
+            trip
+            for trip in self.live.values()
+            if trip.lessee == lessee and trip.outer_step == self.outer_step and trip.microbatch_id >= first
+        ]
 
     def end(self, trip: Trip, outcome: Outcome, reason: str) -> None:
         """Ends a live trip. A cancelled one's data id is leased again while the share is open, unless it had enough."""

@@ -5,6 +5,7 @@ everything that a message claims against what the orchestrator knows; whatever i
 alone. Phases are moved elsewhere: handlers only note that something has come.
 """
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from orion.common.ids import Hotkey, MemberState
@@ -33,6 +34,7 @@ from orion.orchestrator.assignment import choose_stage
 from orion.orchestrator.barring import bar_if_failed, has_failed, release_if_clear
 from orion.orchestrator.checkpoints import ask_another
 from orion.orchestrator.events import Request, Response
+from orion.orchestrator.leases import Trip
 from orion.orchestrator.membership import Member
 from orion.orchestrator.merge import Copy
 from orion.orchestrator.reports import said, take_report
@@ -171,6 +173,9 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
     without = [index for index in range(memory.num_stages) if not memory.membership.count(index, MemberState.ACTIVE)]
     if without or not memory.train.is_open:
         raise refused(RefusalCode.NO_WORK, "not every stage is training yet", _RETRY_SOON_S)
+    again = memory.leases.leased_from(member.hotkey, request.next_microbatch_id)[: request.num_microbatches]
+    if again:
+        return _granted(stage.outer_step, again)
     num_free = LEASES_PER_CREDIT_MAX * state.spec.flow.in_flight_max - memory.leases.num_live_of.get(member.hotkey, 0)
     if num_free <= 0:
         raise refused(RefusalCode.BUSY, "report how earlier leases ended first", _RETRY_SOON_S)
@@ -178,9 +183,14 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
     trips = memory.leases.lease(member.hotkey, min(request.num_microbatches, num_free), deadline_s)
     if not trips:
         raise refused(RefusalCode.NO_WORK, "the share of this outer step has been given out", _RETRY_SOON_S)
+    lease = _granted(stage.outer_step, trips)
+    state.record(TripsLeased(outer_step=stage.outer_step, lessee=member.hotkey, trips=lease.microbatches))
+    return lease
+
+
+def _granted(outer_step: int, trips: Sequence[Trip]) -> Lease:
     leased = tuple(LeasedMicrobatch(microbatch_id=trip.microbatch_id, data_id=trip.data_id) for trip in trips)
-    state.record(TripsLeased(outer_step=stage.outer_step, lessee=member.hotkey, trips=leased))
-    return Lease(outer_step=stage.outer_step, microbatches=leased, deadline_s=deadline_s)
+    return Lease(outer_step=outer_step, microbatches=leased, deadline_s=min(trip.deadline_s for trip in trips))
 
 
 def _report(state: RunState, hotkey: Hotkey, report: Report, proof: Proof | None) -> Done:

@@ -41,7 +41,9 @@ ONE = MicrobatchId(1)
 
 def test_first_stage_leases_runs_and_reports_a_trip() -> None:
     driver = Driver(0)
-    assert driver.start() == [RequestLease(LeaseRequest(outer_step=0, num_microbatches=6))]
+    assert driver.start() == [
+        RequestLease(LeaseRequest(outer_step=0, next_microbatch_id=MicrobatchId(0), num_microbatches=6))
+    ]
 
     assert driver.lease(1, 2, 3) == [Compute(Forward(ONE, DataId(101)))]
     effects = forward(driver, 1)

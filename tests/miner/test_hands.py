@@ -9,6 +9,7 @@ import torch
 from miner_kit import STATE_DIGEST, hotkey_of, make_spec, object_of
 
 from orion.common.errors import ConfigError, TransportError
+from orion.common.ids import MicrobatchId
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.offload import in_place
 from orion.common.protocol.codec import Body, encode
@@ -73,6 +74,7 @@ from orion.miner.worker import DeviceWorker, TokenSource
 SPEC = make_spec(3)
 NOTICE = Applied(outer_step=0, state_digest=STATE_DIGEST)
 AWAY = TransportError("away")
+LEASE_REQUEST = LeaseRequest(outer_step=0, next_microbatch_id=MicrobatchId(0), num_microbatches=1)
 
 
 def manifest_of(objects: Sequence[ObjectRef | None]) -> Manifest:
@@ -87,11 +89,15 @@ def manifest_of(objects: Sequence[ObjectRef | None]) -> Manifest:
     [
         (RequestJoin(), AWAY, JoinEnded(None)),
         (
-            RequestLease(LeaseRequest(outer_step=0, num_microbatches=1)),
+            RequestLease(LEASE_REQUEST),
             refused(RefusalCode.NO_WORK, "none", 0.7),
             LeaseRefused(0.7),
         ),
-        (RequestLease(LeaseRequest(outer_step=0, num_microbatches=1)), AWAY, LeaseRefused(None)),
+        (
+            RequestLease(LEASE_REQUEST),
+            AWAY,
+            LeaseRefused(None),
+        ),
         (SendReport(Report(sequence=3)), AWAY, ReportEnded(3, False)),
         (SendReport(Report(sequence=3)), refused(RefusalCode.NOT_MEMBER, "who?"), ReportEnded(3, False)),
         (SendReport(Report(sequence=3)), refused(RefusalCode.MALFORMED, "what?"), ReportEnded(3, True)),

@@ -85,7 +85,7 @@ class HttpMiner:
     async def train(self) -> int:
         outer_step = (await self.stage()).outer_step
         share = self.spec.inner_steps * self.spec.microbatches_per_step
-        lease = await self.api.lease(LeaseRequest(outer_step=outer_step, num_microbatches=share))
+        lease = await self.api.lease(LeaseRequest(outer_step=outer_step, next_microbatch_id=0, num_microbatches=share))
         ends = [
             MicrobatchEnd(microbatch_id=leased.microbatch_id, outcome=Outcome.APPLIED, loss=2.0, path=(self.hotkey,))
             for leased in lease.microbatches

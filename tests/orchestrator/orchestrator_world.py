@@ -237,10 +237,17 @@ class World:
         self.tick()
 
     def lease(self, hotkey: Hotkey, num_microbatches: int = 1) -> tuple[LeasedMicrobatch, ...]:
-        request = LeaseRequest(outer_step=self.stage(0).outer_step, num_microbatches=num_microbatches)
-        lease = self.accept(hotkey, request)
+        lease = self.accept(hotkey, self.lease_request(num_microbatches))
         assert isinstance(lease, Lease)
         return lease.microbatches
+
+    def lease_request(self, num_microbatches: int = 1) -> LeaseRequest:
+        """Of a miner that has heard of all that was leased so far."""
+        return LeaseRequest(
+            outer_step=self.stage(0).outer_step,
+            next_microbatch_id=self.status.microbatches_started,
+            num_microbatches=num_microbatches,
+        )
 
     def report(self, hotkey: Hotkey, **records: object) -> None:
         sequence = self._sequences.get(hotkey, 0)

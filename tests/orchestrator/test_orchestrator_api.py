@@ -297,6 +297,7 @@ async def test_stopping_answers_those_who_wait(tmp_path: Path, spec: RunSpec) ->
     async with ready_miner(url, spec) as miner, asyncio.timeout(5.0):
         feed = await miner.until(lambda feed: feed.peers[0].state == "active")
         waiting = asyncio.create_task(miner.api.feed(feed.version, 30.0))
-        await miner.api.lease(LeaseRequest(outer_step=0, num_microbatches=1))  # by now the feed's request has come too
+        # By its answer, the feed's request has come too.
+        await miner.api.lease(LeaseRequest(outer_step=0, next_microbatch_id=0, num_microbatches=1))
         await running.aclose()
         assert (await waiting).version == feed.version

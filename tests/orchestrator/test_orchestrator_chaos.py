@@ -12,7 +12,6 @@ from orchestrator_world import World, digest_of, hotkey_of, make_spec
 from orion.common.ids import Hotkey, MicrobatchId, Outcome, Phase
 from orion.common.protocol.messages import (
     Applied,
-    LeaseRequest,
     Leave,
     MicrobatchEnd,
     ObjectRef,
@@ -73,8 +72,7 @@ class Day:
             self.world.checkpoint(stage.stage_index)
 
     def lease(self, hotkey: Hotkey) -> None:
-        outer_step = self.world.stage(0).outer_step
-        lease = self.world.ask(hotkey, LeaseRequest(outer_step=outer_step, num_microbatches=3))
+        lease = self.world.ask(hotkey, self.world.lease_request(3))
         if isinstance(lease, Refusal) or lease.kind != "lease":
             return
         for leased in lease.microbatches:

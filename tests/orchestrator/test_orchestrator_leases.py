@@ -4,7 +4,7 @@ from orchestrator_world import World, hotkey_of, make_spec
 
 from orion.common.ids import Outcome, Phase
 from orion.common.protocol.messages import (
-    LeaseRequest,
+    Lease,
     MicrobatchEnd,
     RefusalCode,
     Report,
@@ -26,17 +26,44 @@ def test_every_lease_is_new_and_the_share_is_all_there_is() -> None:
     leased = [*world.lease(A0, 5), *world.lease(A1, 99)]
     assert [item.microbatch_id for item in leased] == list(range(8))
     assert [item.data_id for item in leased] == list(range(8))
-    assert world.refusal(A0, LeaseRequest(outer_step=0, num_microbatches=1)) is RefusalCode.NO_WORK
+    assert world.refusal(A0, world.lease_request()) is RefusalCode.NO_WORK
 
 
 def test_only_active_members_of_the_first_stage_lease_in_the_right_outer_step() -> None:
     world = World()
     world.start()
-    request = LeaseRequest(outer_step=0, num_microbatches=1)
+    request = world.lease_request()
     assert world.refusal(B0, request) is RefusalCode.WRONG_STAGE
     assert world.refusal(A0, request.model_copy(update={"outer_step": 1})) is RefusalCode.WRONG_PHASE
     world.train()
     assert world.refusal(A0, request) is RefusalCode.WRONG_PHASE
+
+
+def test_a_lease_whose_answer_was_lost_is_granted_again() -> None:
+    world = World()
+    world.start()
+    request = world.lease_request(3)
+    lost = world.accept(A0, request)
+    assert isinstance(lost, Lease)
+    before = world.status
+    assert world.accept(A0, request) == lost
+    assert world.status.microbatches_started == before.microbatches_started == 3
+    first, *others = lost.microbatches
+    world.report(A0, ends=end(first.microbatch_id, Outcome.CANCELLED, reason="next hop died"))
+    assert world.accept(A0, request) == lost.model_copy(update={"microbatches": tuple(others)}), (
+        "what has ended has not"
+    )
+    (fresh,) = world.lease(A0)
+    assert fresh.microbatch_id == 3, "who has heard of all gets something new"
+
+
+def test_nobody_is_granted_what_another_has_leased() -> None:
+    world = World()
+    world.start()
+    leased = world.lease(A0, 2)
+    others = world.accept(A1, world.lease_request().model_copy(update={"next_microbatch_id": 0}))
+    assert isinstance(others, Lease)
+    assert {item.microbatch_id for item in others.microbatches}.isdisjoint(item.microbatch_id for item in leased)
 
 
 def test_nobody_hoards() -> None:
@@ -44,7 +71,7 @@ def test_nobody_hoards() -> None:
     world.start()
     leased = world.lease(A0, 256)
     assert len(leased) == 16
-    assert world.refusal(A0, LeaseRequest(outer_step=0, num_microbatches=1)) is RefusalCode.BUSY
+    assert world.refusal(A0, world.lease_request()) is RefusalCode.BUSY
     world.report(A0, ends=end(leased[0].microbatch_id))
     assert len(world.lease(A0, 256)) == 1
 

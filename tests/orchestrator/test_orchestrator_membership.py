@@ -8,7 +8,6 @@ from orion.common.ids import MemberState, Phase
 from orion.common.protocol.messages import (
     Join,
     Joined,
-    LeaseRequest,
     Leave,
     ManifestQuery,
     RefusalCode,
@@ -95,7 +94,7 @@ def test_a_newcomer_is_ready_in_this_outer_step_and_active_in_the_next() -> None
     world = World()
     world.start()
     assert world.join(A2) == Joined(stage_index=0, state=MemberState.JOINING)
-    assert world.refusal(A2, LeaseRequest(outer_step=0, num_microbatches=1)) is RefusalCode.WRONG_PHASE
+    assert world.refusal(A2, world.lease_request()) is RefusalCode.WRONG_PHASE
     world.beat(A2, ready=None)
     assert world.members(0, "joining") == [A2]
     world.beat(A2)
@@ -177,7 +176,7 @@ def test_a_stage_that_lost_everybody_is_taken_over_by_newcomers() -> None:
     (leased,) = world.lease(A0)
     world.wait(11.0, A0, A1)
     assert world.active(1) == []
-    assert world.refusal(A0, LeaseRequest(outer_step=0, num_microbatches=1)) is RefusalCode.NO_WORK
+    assert world.refusal(A0, world.lease_request()) is RefusalCode.NO_WORK
     world.join(B2)
     world.beat(B2)
     assert world.active(1) == [B2]

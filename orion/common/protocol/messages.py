@@ -336,6 +336,9 @@ class LeaseRequest(Message):
 
     kind: Literal["lease_request"] = "lease_request"
     outer_step: Step
+    next_microbatch_id: Microbatch
+    """Lowest id that this process has not been granted. Live trips of the miner from there on were granted in an answer
+    that was lost, or to an earlier process: they are granted again before anything else."""
     num_microbatches: Annotated[int, Field(ge=1, le=256)]
 
 
