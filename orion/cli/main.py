@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from orion.cli.bench import bench_app
+from orion.cli.compute_dtype import ComputeDtype
 from orion.common.clock import SystemClock
 from orion.common.errors import OrionError
 
@@ -149,6 +150,30 @@ def status(
         return
     progress = ProgressTracker(run_microbatches(spec)).update(run_status)
     Console().print(picture(run_status, progress, {}))
+
+
+@app.command()
+def plan(
+    run_file: Annotated[Path, typer.Argument(help="The run, a TOML file.")],
+    dtype: Annotated[
+        ComputeDtype, typer.Option(help="What devices compute in: bfloat16 on GPUs, float32 on CPUs.")
+    ] = ComputeDtype.BFLOAT16,
+    tflops: Annotated[
+        float, typer.Option(help="What a device really achieves, in 1e12 operations a second.", min=1e-6)
+    ] = 100.0,
+    evidence_gb: Annotated[float, typer.Option(help="A miner's budget for evidence, in 1e9 bytes.", min=0)] = 8.0,
+    as_json: Json = False,
+) -> None:
+    """Shows what each stage of a run takes at most: memory by kind, bandwidth, and on which devices it fits."""
+    from rich.console import Console
+
+    from orion.cli.run_plan import plan_run, print_plan
+
+    run_plan = plan_run(run_file, dtype, flops_per_s=tflops * 1e12, evidence_bytes_max=int(evidence_gb * 1e9))
+    if as_json:
+        print(run_plan.model_dump_json())
+    else:
+        print_plan(Console(width=None if sys.stdout.isatty() else 160), run_plan)
 
 
 @app.command()
@@ -317,6 +342,9 @@ def miner(
     wallet: Wallet = "default",
     hotkey: HotkeyName = "default",
     device: Device = "auto",
+    device_gb: Annotated[
+        float | None, typer.Option(help="Of the device's memory, what may be used, in 1e9 bytes.", min=0.001)
+    ] = None,
     threads: Threads = 1,
     stop_with_stdin: StopWithStdin = False,
 ) -> None:
@@ -338,6 +366,7 @@ def miner(
         state_folder=state,
         evidence_bytes_max=int(evidence_gb * 1e9),
         device=device,
+        device_memory_bytes=None if device_gb is None else int(device_gb * 1e9),
         num_threads=threads,
     )
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)

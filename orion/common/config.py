@@ -54,6 +54,9 @@ class FlowLimits(Section):
 
     in_flight_max: Annotated[int, Field(ge=1, le=4096)] = 6
     """Microbatches a miner admits at a time: its credits."""
+    graph_memory_bytes: Annotated[int, Field(ge=0, le=2**50)] = 1024**3
+    """Device memory for graphs that are kept from forward to backward. Beyond it only the stage's input is kept, and
+    backward computes the forward again. `orion plan` says how many graphs that makes."""
     staleness_max: Annotated[int, Field(ge=0, le=64)] = 8
     """Inner steps that may pass between a microbatch's forward and its backward."""
 

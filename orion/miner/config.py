@@ -25,6 +25,9 @@ class MinerConfig(BaseModel):
     """A wish, followed when that stage lacks miners."""
     device: str = "auto"
     """Where the stage is computed: `cpu`, `cuda`, `cuda:N`; `auto` = CUDA where there is one."""
+    device_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Of the device's memory, what this miner may plan with; None = all. Less of it means fewer kept graphs and more
+    computing again; too little is refused when the stage is known."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Threads of the computation on a CPU. More than one only where no other miner shares the machine."""
     state_folder: Path

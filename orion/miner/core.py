@@ -387,6 +387,7 @@ class MinerCore:
                 case None:
                     job = None
                 case DoInnerStep():
+                    self._flow.before_inner_step(moment)
                     job = self._outer.inner_step()
                 case DoBackward(microbatch_id):
                     job = events.Backward(microbatch_id)

@@ -1,8 +1,8 @@
 """What a miner decides to do.
 
 Every effect ends as the event named in its docstring, exactly once, whatever happens, within a bound that its executor
-sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `SendCancel` (best effort)
-and `FreeTensors`.
+sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `SendCancel` (best
+effort), `DropGraph` and `FreeTensors`.
 """
 
 from dataclasses import dataclass
@@ -76,6 +76,13 @@ class SendCancel:
     peer: Hotkey
     url: str
     cancel: Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class DropGraph:
+    """Has the device let go of what it holds for a microbatch's backward, which will not come. Its bodies stay."""
+
+    microbatch_id: MicrobatchId
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +185,7 @@ Effect = (
     | Refuse
     | SendTensor
     | SendCancel
+    | DropGraph
     | FreeTensors
     | RequestLease
     | LoadAnchor

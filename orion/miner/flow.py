@@ -20,7 +20,7 @@ from orion.common.protocol.messages import (
     Transfer,
 )
 from orion.miner.admission import Duplicate, Situation, admit_backward, admit_forward
-from orion.miner.effects import Accept, FreeTensors, ReadBody, Refuse, SendCancel
+from orion.miner.effects import Accept, DropGraph, FreeTensors, ReadBody, Refuse, SendCancel
 from orion.miner.events import (
     BackwardDone,
     BackwardOffered,
@@ -33,12 +33,13 @@ from orion.miner.events import (
 from orion.miner.moment import Emit, Moment
 from orion.miner.reports import Reports
 from orion.miner.router import Router
-from orion.miner.table import OPERATING, WITH_NEXT, Held, MicrobatchTable, Stand
+from orion.miner.table import BETWEEN_PASSES, OPERATING, WITH_NEXT, Held, MicrobatchTable, Stand
 from orion.miner.transfers import activation_transfer, gradient_transfer, receipt_of
 from orion.miner.view import View
 
 HINT_MIN_S, HINT_MAX_S = 0.02, 1.0
 """Bounds of the hint to a sender that we are too busy for: a round trip, and what one forgives a slow device."""
+TOO_STALE = "too many inner steps since its forward"
 PACE_SHARE = 0.2
 """Weight of a new interval in the mean time between two ends."""
 
@@ -212,6 +213,13 @@ class Flow:
                 tells = item.outer_step == moment.outer_step
                 self._cancel(moment, item, doom, tell_previous=tells, tell_next=tells)
 
+    def before_inner_step(self, moment: Moment) -> None:
+        """Ends what the inner step would leave too stale, so that its version of the parameters is free before the
+        step makes another: no more than `staleness_max` + 1 are ever alive."""
+        for item in self._table.held():
+            if item.stand in BETWEEN_PASSES and moment.inner_steps - item.version >= self._spec.flow.staleness_max:
+                self._cancel(moment, item, TOO_STALE, tell_previous=True, tell_next=True)
+
     def wake_times_s(self) -> list[float]:
         """When `advance` may have something to end; times that have passed mean nothing."""
         return [item.deadline_s for item in self._table.held()]
@@ -257,9 +265,8 @@ class Flow:
             assert item.next_hop is not None
             if not view.is_active(item.next_hop, len(item.path) + 1):
                 return "the next hop is gone"
-        waits = item.stand in (Stand.SEND_DUE, Stand.SENDING, Stand.AWAITING_GRADIENT, Stand.BACKWARD_QUEUED)
-        if waits and moment.inner_steps - item.version > self._spec.flow.staleness_max:
-            return "too many inner steps since its forward"
+        if item.stand in BETWEEN_PASSES and moment.inner_steps - item.version > self._spec.flow.staleness_max:
+            return TOO_STALE
         return None
 
     def _cancel(self, moment: Moment, item: Held, reason: str, *, tell_previous: bool, tell_next: bool) -> None:
@@ -270,6 +277,9 @@ class Flow:
         if item.cancelled is None:
             item.cancelled = reason
             self._tell_both(moment, item, reason, tell_previous, tell_next)
+            if item.stand is Stand.GRADIENT_RECEIVING:
+                # The body may take long; what the device holds until then is of no more use.
+                self._emit(DropGraph(item.microbatch_id))
 
     def _end(
         self, moment: Moment, item: Held, reason: str, *, tell_previous: bool = False, tell_next: bool = False

@@ -27,6 +27,7 @@ from orion.miner.desk import Desk
 from orion.miner.effects import (
     Accept,
     Compute,
+    DropGraph,
     Effect,
     FreeTensors,
     PersistLog,
@@ -132,6 +133,8 @@ class MinerLoop:
                 # At once, because its credit may be given to another one; the engine's part waits for the device.
                 self._cache.free(microbatch_id)
                 self._start(tasks, self._on_device(partial(self._worker.free, microbatch_id)))
+            case DropGraph(microbatch_id):
+                self._start(tasks, self._on_device(partial(self._worker.drop, microbatch_id)))
             case Compute():
                 self._start(tasks, self._compute(effect))
             case PersistLog():

@@ -100,7 +100,13 @@ async def serve(
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
         worker = DeviceWorker(
-            spec, hotkey, cache=cache, evidence=archive, device=device, compute_dtype=compute_dtype(device)
+            spec,
+            hotkey,
+            cache=cache,
+            evidence=archive,
+            device=device,
+            compute_dtype=compute_dtype(device),
+            device_memory_bytes=config.device_memory_bytes or _memory_bytes(device),
         )
         hands = Hands(
             spec,

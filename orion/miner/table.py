@@ -42,6 +42,11 @@ OPERATING = frozenset({Stand.RECEIVING, Stand.FORWARDING, Stand.GRADIENT_RECEIVI
 WITH_NEXT = frozenset({Stand.SENDING, Stand.AWAITING_GRADIENT, Stand.GRADIENT_RECEIVING})
 """The next hop holds it, or may hold it."""
 
+BETWEEN_PASSES = frozenset(
+    {Stand.SEND_DUE, Stand.SENDING, Stand.AWAITING_GRADIENT, Stand.GRADIENT_RECEIVING, Stand.BACKWARD_QUEUED}
+)
+"""The device holds its graph or its input, with a version of the parameters, for the backward."""
+
 GRADIENT_HELD = frozenset({Stand.BACKWARD_QUEUED, Stand.BACKWARDING, Stand.RETURN_DUE, Stand.RETURNING})
 
 

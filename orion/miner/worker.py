@@ -18,6 +18,7 @@ import torch
 
 from orion.common.config import RunSpec
 from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId, Operation
+from orion.common.memory_plan import StagePlan, plan_stages
 from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
@@ -68,8 +69,9 @@ class DeviceWorker:
         device: torch.device,
         compute_dtype: torch.dtype,
         engine_type: Callable[..., StageEngine] | None = None,
+        device_memory_bytes: int | None = None,
     ) -> None:
-        """`engine_type` makes the engine: None = `StageEngine`."""
+        """`engine_type` makes the engine: None = `StageEngine`. `device_memory_bytes`: None = as much as it takes."""
         self._spec = spec
         self._hotkey = hotkey
         self._cache = cache
@@ -79,6 +81,8 @@ class DeviceWorker:
         """The run's data; must be there before the first stage is loaded."""
         self._device = device
         self._compute_dtype = compute_dtype
+        self._device_memory_bytes = device_memory_bytes
+        self._plan: StagePlan | None = None
         self._stage_index = -1
         self._engine: StageEngine | None = None
         self._held: set[MicrobatchId] = set()
@@ -100,6 +104,21 @@ class DeviceWorker:
 
     def run(self, job: Job) -> JobResult:
         """Does one job. An anchor must have been loaded."""
+        result = self._do(job)
+        self.check_memory()
+        return result
+
+    def check_memory(self) -> None:
+        """Raises AssertionError when more is held than the run's memory plan allows."""
+        plan, engine = self._plan, self._engine
+        if plan is None or engine is None:
+            return
+        assert engine.num_held <= plan.credits, "the device holds more microbatches than there are credits"
+        assert engine.num_graphs <= plan.graphs_max, "more graphs are kept than the memory plan has room for"
+        assert engine.num_versions <= plan.versions_max, "more versions of the parameters live than may be needed"
+        assert self._cache.size_bytes <= plan.cache_bytes_max, "more bodies are kept than the memory plan has room for"
+
+    def _do(self, job: Job) -> JobResult:
         match job:
             case Forward(microbatch_id, data_id):
                 return self._forward(microbatch_id, data_id)
@@ -113,7 +132,10 @@ class DeviceWorker:
                 return self._encode_pseudo_gradient(outer_step)
 
     def load(self, stage_index: int, state: OuterState) -> Digest:
-        """Stands at the start of the state's outer step; whatever was held is let go. The state's digest."""
+        """Stands at the start of the state's outer step; whatever was held is let go. The state's digest.
+
+        Raises ConfigError when the stage doesn't fit the device.
+        """
         if self._engine is None or self._stage_index != stage_index:
             self._engine = self._build(stage_index)
             self._stage_index = stage_index
@@ -127,6 +149,10 @@ class DeviceWorker:
     def free(self, microbatch_id: MicrobatchId) -> None:
         """Lets go of all that is held of a microbatch."""
         self._cache.free(microbatch_id)
+        self.drop(microbatch_id)
+
+    def drop(self, microbatch_id: MicrobatchId) -> None:
+        """Lets go of what the engine holds for a microbatch's backward, if anything."""
         if microbatch_id in self._held:
             self._held.remove(microbatch_id)
             self._current.drop(microbatch_id)
@@ -153,6 +179,10 @@ class DeviceWorker:
         spec = self._spec
         assert stage_index > 0 or self.tokens is not None, "the first stage has no data"
         make = StageEngine if self._engine_type is None else self._engine_type
+        plan = plan_stages(spec, self._compute_dtype.itemsize)[stage_index]
+        memory_bytes = self._device_memory_bytes
+        graphs_max = plan.graphs_max if memory_bytes is None else plan.graphs_within(memory_bytes)
+        self._plan = plan
         return make(
             Stage(spec.model, spec.layouts[stage_index]),
             inner=spec.inner,
@@ -161,7 +191,7 @@ class DeviceWorker:
             device=self._device,
             compute_dtype=self._compute_dtype,
             wire_dtype=WIRE_DTYPES[spec.wire_dtype],
-            graphs_max=spec.flow.in_flight_max,
+            graphs_max=graphs_max,
         )
 
     def _forward(self, microbatch_id: MicrobatchId, data_id: DataId) -> ForwardDone | ComputeRefused:

@@ -36,6 +36,7 @@ from orion.miner.core import MinerCore
 from orion.miner.effects import (
     Accept,
     Compute,
+    DropGraph,
     Effect,
     FreeTensors,
     PersistLog,
@@ -203,6 +204,8 @@ class MinerHost(Host):
                 self.after(READ_S, lambda: self.handle(BodyEnded(request_id, self._read(request_id))))
             case FreeTensors(microbatch_id):
                 self.worker.free(microbatch_id)
+            case DropGraph(microbatch_id):
+                self.worker.drop(microbatch_id)
             case SendCancel():
                 self.spawn(self._cancel(effect))
             case RefreshFeed():

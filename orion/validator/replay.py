@@ -25,6 +25,7 @@ from torch import Tensor
 from orion.common.config import RunSpec
 from orion.common.errors import DataError
 from orion.common.ids import Operation
+from orion.common.memory_plan import plan_stages
 from orion.common.model.stage import Stage
 from orion.common.protocol.records import LogEntry
 from orion.common.protocol.reduction import decode_slice, through_codec
@@ -125,7 +126,7 @@ class _Replay:
             device=device,
             compute_dtype=compute_dtype,
             wire_dtype=_WIRE_DTYPES[spec.wire_dtype],
-            graphs_max=spec.flow.in_flight_max,
+            graphs_max=plan_stages(spec, compute_dtype.itemsize)[task.stage_index].graphs_max,
         )
         self._state = state
         self._stand_at_anchor()

@@ -21,6 +21,7 @@ from orion.miner.effects import (
     Accept,
     ApplyManifest,
     Compute,
+    DropGraph,
     Effect,
     FreeTensors,
     LoadAnchor,
@@ -102,7 +103,7 @@ class Chaos:
                     self.freed[microbatch_id] += 1
                 case Accept(request_id) | Refuse(request_id):
                     self.answered[request_id] += 1
-                case SendCancel():
+                case SendCancel() | DropGraph():
                     pass
                 case ReadBody(request_id):
                     self.admitted.add(self.numbers[request_id])

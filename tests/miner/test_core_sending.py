@@ -12,8 +12,11 @@ from orion.common.protocol.messages import (
 )
 from orion.miner.core import FEED_REFRESH_S
 from orion.miner.effects import (
+    Compute,
+    DropGraph,
     Effect,
     FreeTensors,
+    ReadBody,
     RefreshFeed,
     RequestLease,
     SendCancel,
@@ -22,6 +25,7 @@ from orion.miner.effects import (
 )
 from orion.miner.events import (
     BackwardDone,
+    BackwardOffered,
     BodyEnded,
     CancelArrived,
     ComputeEnded,
@@ -262,11 +266,31 @@ def test_a_microbatch_that_grew_too_stale_is_cancelled() -> None:
     for number in (2, 3):
         peer = awaiting(driver, number)
         gradient_arrives(driver, number, peer)
-        driver.handle(ComputeEnded(BackwardDone(MicrobatchId(number), body("g"))))
         assert freed == []
-        freed = of_kind(driver.handle(ComputeEnded(InnerStepDone(1, None))), FreeTensors)
+        effects = driver.handle(ComputeEnded(BackwardDone(MicrobatchId(number), body("g"))))
+        (step,) = of_kind(effects, Compute)
+        freed = of_kind(effects, FreeTensors)
+        assert not freed or effects.index(freed[0]) < effects.index(step), "its version must go before another is made"
+        driver.handle(ComputeEnded(InnerStepDone(1, None)))
 
     assert freed == [FreeTensors(ONE)]
+
+
+def test_a_gradient_that_comes_in_too_slowly_keeps_no_graph_alive() -> None:
+    driver = Driver(1, flow={"staleness_max": 0, "in_flight_max": 8}, microbatches_per_step=1)
+    driver.start()
+    slow, quick = awaiting(driver, 1), awaiting(driver, 2)
+    transfer = driver.gradient(1, next_replica=replica_of(slow, 2))
+    assert ReadBody(71) in driver.handle(BackwardOffered(71, slow, transfer))
+    gradient_arrives(driver, 2, quick)
+
+    effects = driver.handle(ComputeEnded(BackwardDone(MicrobatchId(2), body("g"))))
+
+    assert DropGraph(ONE) in effects and FreeTensors(ONE) not in effects
+    driver.handle(ComputeEnded(InnerStepDone(1, None)))
+    effects = driver.handle(BodyEnded(71, None))
+    assert refusal_code(effects) is RefusalCode.CONFLICT
+    assert FreeTensors(ONE) in effects
 
 
 def test_losing_membership_frees_everything() -> None:

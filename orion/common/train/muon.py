@@ -3,7 +3,7 @@
 Keller Jordan's optimizer (2024) with the update scale of Moonlight (arXiv 2502.16982, eq. 4). `torch.optim.Muon` does
 the same but always iterates in bfloat16, which processors without bfloat16 units compute some thirty times slower
 than float32, and takes one matrix at a time. Here the iteration runs in the dtype that suits the device, and matrices
-of one shape go through it together.
+of one shape go through it together, as many as `MATRIX_VALUES_MAX` allows.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from orion.common.train.muon_groups import matrices_together
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that drives singular values towards 1; chosen by its author for the steepest slope at 0."""
@@ -40,13 +42,17 @@ class Muon(torch.optim.Optimizer):
             for param in group["params"]:
                 by_shape[param.shape].append(param)
             for shape, params in by_shape.items():
-                updates_KMN = orthogonalise(
-                    torch.stack([self._direction(param, group["momentum"]) for param in params])
-                )
-                rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
-                for param, update_MN in zip(params, updates_KMN, strict=True):
-                    param.mul_(1.0 - group["lr"] * group["weight_decay"])
-                    param.sub_(update_MN * rate)
+                num_together = matrices_together(shape.numel())
+                for start in range(0, len(params), num_together):
+                    self._step_together(params[start : start + num_together], group)
+
+    def _step_together(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """One update of matrices of one shape."""
+        updates_KMN = orthogonalise(torch.stack([self._direction(param, group["momentum"]) for param in params]))
+        rate = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(params[0].shape))
+        for param, update_MN in zip(params, updates_KMN, strict=True):
+            param.mul_(1.0 - group["lr"] * group["weight_decay"])
+            param.sub_(update_MN * rate)
 
     def _direction(self, param: Tensor, momentum: float) -> Tensor:
         """The gradient looked at through Nesterov momentum; updates the running mean."""
