@@ -111,6 +111,29 @@ def simulator(
 
 
 @bench_app.command()
+def engine(
+    repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of each way.")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model; says nothing about cost.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a stage costs the device's thread, beside plain PyTorch."""
+    from orion.bench.engine_cost import Workload, engine_costs
+
+    workload = Workload.quick() if quick else Workload.usual()
+    costs = engine_costs(workload, repetitions)
+    if as_json:
+        print(json.dumps({"workload": workload.as_json(), "stages": [asdict(cost) for cost in costs]}))
+        return
+    for cost in costs:
+        for way in cost.ways:
+            print(
+                f"stage {cost.stage}, {way.way:>11}: forward {way.forward_ms:7.1f} ms, "
+                f"backward {way.backward_ms:7.1f}, inner step {way.step_ms:6.1f}; ratio {way.ratio:.3f} "
+                f"({way.ratio_quarter:.3f} to {way.ratio_three_quarters:.3f})"
+            )
+
+
+@bench_app.command()
 def adversaries(
     quick: Annotated[bool, typer.Option("--quick", help="A few attacks, each made by one miner.")] = False,
     seed: Annotated[int, typer.Option(help="Of the simulated swarms.", min=0)] = 1,

@@ -1,4 +1,4 @@
-"""`orion bench clasp`, `monitor`, `archive` and `simulator`: one JSON object each."""
+"""`orion bench clasp`, `monitor`, `archive`, `engine` and `simulator`: one JSON object each."""
 
 import json
 from pathlib import Path
@@ -41,3 +41,17 @@ def test_the_simulator_s_cost_is_printed_as_one_object() -> None:
     assert (cost["num_stages"], cost["replicas"], cost["repetitions"]) == (2, 1, 2)
     assert 0 < cost["cpu_s_per_outer_step_least"] <= cost["cpu_s_per_outer_step"] <= cost["cpu_s_per_outer_step_most"]
     assert cost["virtual_s_per_cpu_s"] > 0
+
+
+def test_the_engine_s_cost_is_printed_as_one_object() -> None:
+    result = CliRunner().invoke(app, ["bench", "engine", "--quick", "--repetitions", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    stages = json.loads(result.stdout.splitlines()[-1])["stages"]
+    assert [stage["stage"] for stage in stages] == [0, 1, 3]
+    for stage in stages:
+        ways = {way["way"]: way for way in stage["ways"]}
+        assert ways.keys() == (
+            {"plain", "kept graphs"} if stage["stage"] == 3 else {"plain", "kept graphs", "recompute"}
+        )
+        assert ways["plain"]["ratio"] == 1.0
+        assert all(way["ratio"] > 0 and way["total_ms"] > 0 for way in ways.values())
