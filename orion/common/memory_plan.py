@@ -112,8 +112,14 @@ class StagePlan:
 
     @property
     def cache_bytes_max(self) -> int:
-        """Bodies that lie in the cache, at most."""
-        return self.credits * self.cache_bytes_per_microbatch
+        """Bodies that lie in the cache, at most: those of microbatches with a credit, and returned gradients."""
+        return self.credits * (self.cache_bytes_per_microbatch + self.aside_bytes)
+
+    @property
+    def aside_bytes(self) -> int:
+        """A gradient that was returned and is kept in case its receiver is lost with it, of which there are as many as
+        credits. The receiver may be replaced only where there is a miner before it that can do so."""
+        return self.gradient_bytes if self.stage_index >= 2 else 0
 
     @property
     def upload_bytes(self) -> int:
@@ -189,7 +195,7 @@ class MemoryPlanner:
             cache_bytes_per_microbatch=cached,
             flops=3 * tokens * forward_flops_per_token(spec.model, layout, spec.data.sequence_length),
             device=self._device(layout, num_params, graph, kept_graphs, versions),
-            host=self._host(num_params, cached, sent_on + sent_back),
+            host=self._host(num_params, cached, sent_on + sent_back, sent_back if layout.stage_index >= 2 else 0),
         )
 
     def _graph_bytes(self, layout: StageLayout) -> int:
@@ -246,7 +252,7 @@ class MemoryPlanner:
         together = min(matrices, max(MATRIX_VALUES_MAX, largest)) if self.spec.inner.optimizer == "muon" else 0
         return max(6 * together * FP32_BYTES, 2 * two_moments * FP32_BYTES)
 
-    def _host(self, num_params: int, cached: int, sent: int) -> HostMemory:
+    def _host(self, num_params: int, cached: int, sent: int, aside: int) -> HostMemory:
         spec = self.spec
         # Of what one operation takes in and gives out; every data id of the outer step, as often as it may be tried.
         num_microbatches = TRIPS_MAX * spec.inner_steps * spec.microbatches_per_step * spec.replicas
@@ -256,7 +262,7 @@ class MemoryPlanner:
         encoded = pseudo_gradient_bytes(spec, num_params)
         return HostMemory(
             outer_state=2 * num_params * FP32_BYTES,
-            activations=spec.flow.in_flight_max * cached,
+            activations=spec.flow.in_flight_max * (cached + aside),
             transfers=2 * spec.flow.in_flight_max * min(SEND_BUFFER_BYTES, sent),
             evidence=evidence,
             # Parameters flattened and their difference with its encoding; later the mean, and the state that it makes.

@@ -1,6 +1,7 @@
 """Whether an offered tensor is taken, decided before its body is read. Pure: looks, and changes nothing.
 
-Owns the rules of who may send what to whom and when. Answers are a `Refusal`, a `Duplicate`, or None: it may come in.
+Owns the rules of who may send what to whom and when. Answers are a `Refusal`, a `Duplicate`, an `Adoption`, or None:
+it may come in.
 Invariant: an offer that is repeated, late or made up changes nothing and holds nothing.
 """
 
@@ -13,6 +14,7 @@ from orion.common.protocol.messages import (
     RefusalCode,
     Transfer,
 )
+from orion.miner import splice
 from orion.miner.moment import Moment
 from orion.miner.table import GRADIENT_HELD, MicrobatchTable, Stand
 
@@ -25,6 +27,11 @@ DUPLICATE_RETRY_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Duplicate:
     """The tensor was accepted before; it is accepted again without effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """The microbatch is held from a miner that was lost, and the sender takes its place; the body is not needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,16 @@ class Situation:
 
 def admit_forward(
     situation: Situation, table: MicrobatchTable, sender: Hotkey, transfer: Transfer
-) -> Refusal | Duplicate | None:
+) -> Refusal | Duplicate | Adoption | None:
     """Answers the offer of an activation."""
     refusal = _out_of_place(situation, sender, transfer, Direction.ACTIVATION)
     if refusal is not None:
         return refusal
     held = table.get(transfer.microbatch_id)
     if held is not None:
+        is_repeated = held.previous_hop == sender and held.adopted_digest == transfer.digest
+        if is_repeated or splice.fits_orphan(held, transfer):
+            return Adoption()
         if held.previous_hop != sender or held.input_digest != transfer.digest:
             return _refusal(RefusalCode.CONFLICT, "the microbatch is held as another sender or body")
         return _busy("its body is being read", DUPLICATE_RETRY_S) if held.stand is Stand.RECEIVING else Duplicate()
@@ -75,7 +85,8 @@ def admit_backward(
         if ended is not None and ended.outcome is Outcome.APPLIED and ended.gradient_digest == transfer.digest:
             return Duplicate()
         return _refusal(RefusalCode.NOT_FOUND, "the microbatch is not held here")
-    if held.next_hop != sender or transfer.path[: len(held.path)] != held.path or held.data_id != transfer.data_id:
+    # What it says of the hops before us may be older than what we know: one of them may have been replaced.
+    if held.next_hop != sender or held.data_id != transfer.data_id:
         return _refusal(RefusalCode.CONFLICT, "the microbatch was not sent that way")
     if held.stand in GRADIENT_HELD:
         is_same = held.gradient is not None and held.gradient.digest == transfer.digest

@@ -37,6 +37,11 @@ class Parcel:
     body: Body
 
 
+def cached_max(in_flight_max: int) -> int:
+    """Microbatches that hold tensors at most: those with a credit, and as many gradients that were returned."""
+    return 2 * in_flight_max
+
+
 class TensorCache:
     """Parcels by microbatch and slot."""
 
@@ -56,6 +61,13 @@ class TensorCache:
         """The parcel, None when it is not (or no longer) there."""
         with self._lock:
             return self._parcels.get(microbatch_id, {}).get(slot)
+
+    def free_all_but(self, microbatch_id: MicrobatchId, slot: Slot) -> None:
+        """Lets go of everything of a microbatch but that."""
+        with self._lock:
+            parcels = self._parcels.get(microbatch_id)
+            if parcels is not None:
+                self._parcels[microbatch_id] = {kept: parcel for kept, parcel in parcels.items() if kept is slot}
 
     def free(self, microbatch_id: MicrobatchId) -> None:
         """Lets go of everything of a microbatch; it may hold nothing."""

@@ -32,11 +32,13 @@ from orion.miner.notices import Notices
 from orion.miner.oplog import OpLog
 from orion.miner.outbound import Outbound
 from orion.miner.outer import OuterSteps
+from orion.miner.repair import Repair
 from orion.miner.reports import Reports
 from orion.miner.router import Router
 from orion.miner.scheduler import DoBackward, DoForward, DoInnerStep, Readiness, next_work
 from orion.miner.table import WITH_NEXT, MicrobatchTable, Stand
 from orion.miner.view import View, view_of
+from orion.miner.watch import Watch
 
 JOIN_RETRY_S = 1.0
 """Between two requests to join: the feed takes a moment to show a membership."""
@@ -70,8 +72,22 @@ class MinerCore:
         self._outer = OuterSteps(
             spec, hotkey, oplog=self._oplog, reports=self._reports, notices=self._notices, emit=emit
         )
-        self._flow = Flow(spec, hotkey, table=self._table, router=self._router, reports=self._reports, emit=emit)
-        self._outbound = Outbound(hotkey, self._table, self._router, self._flow, emit)
+        self._watch = Watch()
+        self._flow = Flow(
+            spec,
+            hotkey,
+            table=self._table,
+            router=self._router,
+            watch=self._watch,
+            reports=self._reports,
+            emit=emit,
+        )
+        self._outbound = Outbound(
+            hotkey, table=self._table, router=self._router, watch=self._watch, flow=self._flow, emit=emit
+        )
+        self._repair = Repair(
+            spec, table=self._table, router=self._router, watch=self._watch, flow=self._flow, emit=emit
+        )
         self._job: Job | None = None
         self._has_joined = False
         """In this process. One that ran before under this hotkey may still be a member: the orchestrator must hear that
@@ -100,6 +116,7 @@ class MinerCore:
         times = [
             *self._flow.wake_times_s(),
             *self._outbound.wake_times_s(self._moment(now_s)),
+            *self._repair.wake_times_s(self._moment(now_s)),
             *self._outer.wake_times_s(),
             *self._notices.wake_times_s(),
             self._join_s,
@@ -172,11 +189,13 @@ class MinerCore:
             ready_outer_step=self.ready_step,
             inner_step=inner_steps,
             queued=self._flow.num_queued,
-            in_flight=len(held),
+            in_flight=len(self._table),
             applied=self.num_applied,
             tokens_per_s=tokens_per_s,
             busy_share=busy_share,
             staleness_max=max((inner_steps - item.version for item in held if item.stand in awaiting), default=0),
+            rerouted=self._flow.num_rerouted,
+            spliced=self._flow.num_spliced,
             boundary=boundary,
         )
 
@@ -216,11 +235,8 @@ class MinerCore:
                 pass
             case events.FeedArrived(feed):
                 self._feed_arrived(feed)
-            case events.JoinEnded(joined):
-                self._is_joining, self._join_s = False, now_s + JOIN_RETRY_S
-                if joined is not None and not self._has_joined:
-                    self._has_joined = True
-                    self._look_at_feed()
+            case events.JoinEnded():
+                self._join_ended(event, now_s)
             case events.ForwardOffered():
                 self._flow.forward_offered(moment, event)
             case events.BackwardOffered():
@@ -231,6 +247,8 @@ class MinerCore:
                 self._flow.cancel_arrived(moment, event)
             case events.SendEnded():
                 self._outbound.send_ended(moment, event)
+            case events.HoldsAsked() | events.HoldsEnded():
+                self._repair.take(moment, event)
             case ComputeEnded(result):
                 self._compute_ended(result, moment)
             case events.LeaseGranted() | events.LeaseRefused():
@@ -266,6 +284,12 @@ class MinerCore:
             case events.CheckpointEnded():
                 outer.checkpoint_ended(event, now_s)
 
+    def _join_ended(self, event: events.JoinEnded, now_s: float) -> None:
+        self._is_joining, self._join_s = False, now_s + JOIN_RETRY_S
+        if event.joined is not None and not self._has_joined:
+            self._has_joined = True
+            self._look_at_feed()
+
     def _feed_arrived(self, feed: Feed) -> None:
         if self._feed is not None and feed.version <= self._feed.version:
             return
@@ -279,6 +303,7 @@ class MinerCore:
         self._view = view_of(feed)
         self._outer.view_changed(self._view)
         self._router.keep_only(peer.hotkey for peer in feed.peers)
+        self._watch.keep_only(peer.hotkey for peer in feed.peers)
 
     def _stranger_asked(self, now_s: float) -> None:
         """The wait for the next feed may have been lost on the way, and with it word of a validator's permit: whoever
@@ -352,6 +377,7 @@ class MinerCore:
             self._table.begin(step, self._oplog.microbatches(step))
             self._lease_s = now_s
         moment = self._moment(now_s)
+        self._repair.advance(moment)
         self._flow.advance(moment)
         self._outbound.advance(moment)
         self._lease(moment)

@@ -11,14 +11,14 @@ from orion.common.protocol.messages import (
     Refusal,
     RefusalCode,
 )
-from orion.miner.effects import Accept, ReadBody, Refuse
-from orion.miner.events import BackwardOffered, BodyEnded, Event, ForwardOffered
+from orion.miner.effects import Accept, AnswerHolds, ReadBody, Refuse
+from orion.miner.events import BackwardOffered, BodyEnded, Event, ForwardOffered, HoldsAsked
 
 EVENTS_MAX = 4096
 BUSY_RETRY_S = 0.5
 
-Answer = ReadBody | Accept | Refuse
-Asked = ForwardOffered | BackwardOffered | BodyEnded
+Answer = ReadBody | Accept | Refuse | AnswerHolds
+Asked = ForwardOffered | BackwardOffered | BodyEnded | HoldsAsked
 
 
 class Desk:
@@ -47,7 +47,7 @@ class Desk:
 
     async def ask(self, event: Asked) -> Answer:
         """Brings an event that is answered, and gives the answer."""
-        if isinstance(event, ForwardOffered | BackwardOffered) and self._events.full():
+        if isinstance(event, ForwardOffered | BackwardOffered | HoldsAsked) and self._events.full():
             message = "too many events wait"
             return Refuse(
                 event.request_id,

@@ -1,8 +1,8 @@
 """What a miner decides to do.
 
 Every effect ends as the event named in its docstring, exactly once, whatever happens, within a bound that its executor
-sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `SendCancel` (best
-effort), `DropGraph` and `FreeTensors`.
+sets; the core never waits for anything else. The exceptions end nothing: `Accept`, `Refuse`, `AnswerHolds`,
+`SendCancel` (best effort), `DropGraph`, `FreeTensors` and `FreeAllButGradient`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from orion.common.protocol.messages import (
     CheckpointRef,
     Commitment,
     Contribution,
+    Holds,
+    HoldsQuery,
     LeaseRequest,
     Manifest,
     ObjectRef,
@@ -90,6 +92,31 @@ class FreeTensors:
     """Frees all that the cache and the engine hold of a microbatch; given exactly once for each admitted one."""
 
     microbatch_id: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class FreeAllButGradient:
+    """Frees all that is held of a microbatch but the gradient that was returned; before `FreeTensors`, once at most."""
+
+    microbatch_id: MicrobatchId
+
+
+@dataclass(frozen=True, slots=True)
+class AskHolds:
+    """Asks a peer which microbatches it holds, once, and waits so long for an answer. Ends as `HoldsEnded`."""
+
+    peer: Hotkey
+    url: str
+    query: HoldsQuery
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHolds:
+    """Answers a question."""
+
+    request_id: int
+    holds: Holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +212,11 @@ Effect = (
     | Refuse
     | SendTensor
     | SendCancel
+    | AskHolds
+    | AnswerHolds
     | DropGraph
     | FreeTensors
+    | FreeAllButGradient
     | RequestLease
     | LoadAnchor
     | ApplyManifest

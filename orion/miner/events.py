@@ -15,6 +15,7 @@ from orion.common.protocol.messages import (
     Commitment,
     Exclusion,
     Feed,
+    HoldsQuery,
     Joined,
     Lease,
     ObjectRef,
@@ -201,6 +202,30 @@ class SendEnded:
     """With BUSY: the peer's hint."""
     queued: int = 0
     """With ACCEPTED: the peer's queue."""
+    adopted: bool = False
+    """With ACCEPTED: the peer held the microbatch from a lost miner and takes us in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsAsked:
+    """A miner of a stage before asks which microbatches are held here. Answered by `AnswerHolds` or `Refuse`."""
+
+    request_id: int
+    """As an offer's."""
+    sender: Hotkey
+    query: HoldsQuery
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsEnded:
+    """A question which microbatches a peer holds has ended: ACCEPTED, REFUSED (BUSY too) or UNREACHABLE."""
+
+    peer: Hotkey
+    query: HoldsQuery
+    outcome: SendOutcome
+    seconds: float
+    held: tuple[MicrobatchId, ...] = ()
+    """With ACCEPTED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +349,8 @@ Event = (
     | BodyEnded
     | CancelArrived
     | SendEnded
+    | HoldsAsked
+    | HoldsEnded
     | ComputeEnded
     | LeaseGranted
     | LeaseRefused

@@ -19,8 +19,9 @@ from orion.common.protocol.messages import (
     RefusalCode,
     Transfer,
 )
-from orion.miner.admission import Duplicate, Situation, admit_backward, admit_forward
-from orion.miner.effects import Accept, DropGraph, FreeTensors, ReadBody, Refuse, SendCancel
+from orion.miner import splice
+from orion.miner.admission import Adoption, Duplicate, Situation, admit_backward, admit_forward
+from orion.miner.effects import Accept, DropGraph, FreeAllButGradient, FreeTensors, ReadBody, Refuse, SendCancel
 from orion.miner.events import (
     BackwardDone,
     BackwardOffered,
@@ -36,6 +37,7 @@ from orion.miner.router import Router
 from orion.miner.table import BETWEEN_PASSES, OPERATING, WITH_NEXT, Held, MicrobatchTable, Stand
 from orion.miner.transfers import activation_transfer, gradient_transfer, receipt_of
 from orion.miner.view import View
+from orion.miner.watch import Watch
 
 HINT_MIN_S, HINT_MAX_S = 0.02, 1.0
 """Bounds of the hint to a sender that we are too busy for: a round trip, and what one forgives a slow device."""
@@ -48,16 +50,29 @@ class Flow:
     """The microbatches of one miner."""
 
     def __init__(
-        self, spec: RunSpec, hotkey: Hotkey, *, table: MicrobatchTable, router: Router, reports: Reports, emit: Emit
+        self,
+        spec: RunSpec,
+        hotkey: Hotkey,
+        *,
+        table: MicrobatchTable,
+        router: Router,
+        watch: Watch,
+        reports: Reports,
+        emit: Emit,
     ) -> None:
         self._spec = spec
         self._hotkey = hotkey
         self._table = table
         self._router = router
+        self._watch = watch
         self._reports = reports
         self._emit = emit
         self._pace_s = HINT_MIN_S
         self._last_end_s: float | None = None
+        self.num_rerouted = 0
+        """Microbatches that went past a lost or unreached replica of the next stage, and forward anew from there on."""
+        self.num_spliced = 0
+        """Microbatches with which this miner took the place of a lost one."""
 
     # --- offers -------------------------------------------------------------------------------------------------------
 
@@ -65,6 +80,8 @@ class Flow:
         """Admits an activation, or not; an admitted one holds a credit from here on."""
         transfer = event.transfer
         answer = admit_forward(self._situation(moment), self._table, event.sender, transfer)
+        if isinstance(answer, Adoption):
+            self._adopt(transfer)
         if answer is not None:
             self._answer(event.request_id, answer)
             return
@@ -80,6 +97,8 @@ class Flow:
                 input_digest=transfer.digest,
                 request_id=event.request_id,
                 offer=transfer,
+                is_repaired=transfer.continues_at is not None,
+                adopter=transfer.continues_at,
             )
         )
         self._emit(ReadBody(event.request_id))
@@ -93,7 +112,7 @@ class Flow:
         item = self._table.get(event.transfer.microbatch_id)
         assert item is not None, "a gradient was admitted for nothing"
         if item.stand is Stand.SENDING:
-            self.sent_on(item)
+            self.sent_on(item, adopted=item.next_hop == item.adopter)
         item.stand = Stand.GRADIENT_RECEIVING
         item.request_id, item.offer = event.request_id, event.transfer
         self._emit(ReadBody(event.request_id))
@@ -117,8 +136,11 @@ class Flow:
             item.stand = Stand.FORWARD_QUEUED
         else:
             assert item.next_hop is not None
-            item.gradient, item.loss, item.full_path = offer, offer.loss, offer.path
+            item.gradient, item.loss = offer, offer.loss
+            # The sender may not have heard who took a lost one's place before us.
+            item.full_path = (*item.path, *offer.path[len(item.path) :])
             self._router.completed(item.next_hop, item.sent_s, moment.now_s)
+            self._watch.brought(item.next_hop, moment.now_s - item.sent_s, moment.now_s)
             self._router.released(item.next_hop)
             item.stand = Stand.BACKWARD_QUEUED
         sender = item.path[-1] if offer.direction is Direction.ACTIVATION else item.next_hop
@@ -132,7 +154,8 @@ class Flow:
         if item is None or item.outer_step != event.cancel.outer_step:
             return
         from_next = event.sender == item.next_hop and item.stand in WITH_NEXT
-        if not from_next and event.sender != item.previous_hop:
+        from_previous = event.sender == item.previous_hop and item.orphaned_s is None
+        if not from_next and not from_previous:
             return
         reason = f"cancelled by a peer: {event.cancel.reason}"
         self._cancel(moment, item, reason, tell_previous=from_next, tell_next=not from_next)
@@ -222,19 +245,35 @@ class Flow:
 
     def wake_times_s(self) -> list[float]:
         """When `advance` may have something to end; times that have passed mean nothing."""
-        return [item.deadline_s for item in self._table.held()]
+        times = [item.deadline_s for item in self._table.held()]
+        orphaned = [item.orphaned_s for item in self._table.held() if item.orphaned_s is not None]
+        return times + [orphaned_s + splice.ORPHAN_S for orphaned_s in orphaned]
 
-    def sent_on(self, item: Held) -> None:
-        """A replica of the next stage has accepted the activation."""
+    def sent_on(self, item: Held, *, adopted: bool) -> None:
+        """A replica of the next stage has accepted the activation, or goes on with that of a lost miner instead."""
         assert item.stand is Stand.SENDING and item.next_hop is not None
         item.stand = Stand.AWAITING_GRADIENT
+        self.num_spliced += adopted
+        # A replacement that was told where to go on counts for itself.
+        self.num_rerouted += item.is_repaired and not adopted and item.continues_at is None
+        item.is_repaired, item.continues_at = False, None
+        if adopted:
+            return  # what we offered was not taken: there is nothing that both ends could say of it
         self._reports.add_receipt(receipt_of(activation_transfer(item, self._hotkey), self._hotkey, item.next_hop))
 
     def returned(self, moment: Moment, item: Held) -> None:
         """The stage before has accepted the input gradient."""
         assert item.stand is Stand.RETURNING and item.previous_hop is not None
         self._reports.add_receipt(receipt_of(gradient_transfer(item), self._hotkey, item.previous_hop))
-        self._end(moment, item, "")
+        if len(item.path) < 2:
+            self._end(moment, item, "")  # what the first stage has begun dies with it
+            return
+        if not item.is_aside:
+            self._emit(FreeAllButGradient(item.microbatch_id))
+            self._keep_pace(moment.now_s)
+        oldest = self._table.set_aside(item)
+        if oldest is not None:
+            self._end(moment, oldest, "")
 
     def give_up(self, moment: Moment, item: Held, reason: str) -> None:
         """Nobody takes what is to be sent."""
@@ -260,11 +299,12 @@ class Flow:
         if item.deadline_s <= moment.now_s:
             return "its deadline has passed"
         if item.previous_hop is not None and not view.is_active(item.previous_hop, len(item.path) - 1):
-            return "the stage before is gone"
-        if item.stand is Stand.AWAITING_GRADIENT:
-            assert item.next_hop is not None
-            if not view.is_active(item.next_hop, len(item.path) + 1):
-                return "the next hop is gone"
+            if item.stand is not Stand.RETURNED:
+                splice.orphan(item, moment.now_s)
+            if not splice.can_wait(moment, item):
+                return "the stage before is gone"
+        if splice.is_forsaken(moment, item):
+            return "nobody took the place of the stage before"
         if item.stand in BETWEEN_PASSES and moment.inner_steps - item.version > self._spec.flow.staleness_max:
             return TOO_STALE
         return None
@@ -290,7 +330,8 @@ class Flow:
             self._router.released(item.next_hop)
         outcome = self._table.end(item)
         self._emit(FreeTensors(item.microbatch_id))
-        self._keep_pace(moment.now_s)
+        if not item.is_aside:
+            self._keep_pace(moment.now_s)
         if item.path:
             return
         if outcome is Outcome.APPLIED:
@@ -325,14 +366,19 @@ class Flow:
         hint_s = min(HINT_MAX_S, max(HINT_MIN_S, self._pace_s))
         return Situation(self._spec, self._hotkey, moment, hint_s, self._reports.has_backlog)
 
-    def _answer(self, request_id: int, answer: Refusal | Duplicate) -> None:
-        if isinstance(answer, Duplicate):
-            self._emit(Accept(request_id, self._accepted()))
-        else:
-            self._emit(Refuse(request_id, answer))
+    def _adopt(self, transfer: Transfer) -> None:
+        item = self._item(transfer.microbatch_id)
+        if splice.fits_orphan(item, transfer):  # or the offer is only repeated
+            splice.adopt(item, transfer)
 
-    def _accepted(self) -> Accepted:
-        return Accepted(credits=self._table.room, queued=self.num_queued)
+    def _answer(self, request_id: int, answer: Refusal | Duplicate | Adoption) -> None:
+        if isinstance(answer, Refusal):
+            self._emit(Refuse(request_id, answer))
+        else:
+            self._emit(Accept(request_id, self._accepted(adopted=isinstance(answer, Adoption))))
+
+    def _accepted(self, *, adopted: bool = False) -> Accepted:
+        return Accepted(credits=self._table.room, queued=self.num_queued, adopted=adopted)
 
     def _keep_pace(self, now_s: float) -> None:
         if self._last_end_s is not None:

@@ -20,15 +20,18 @@ from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError
 from orion.miner import events
 from orion.miner.boundary_monitor import BoundaryMonitor
-from orion.miner.cache import TensorCache
+from orion.miner.cache import Slot, TensorCache
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
 from orion.miner.effects import (
     Accept,
+    AnswerHolds,
+    AskHolds,
     Compute,
     DropGraph,
     Effect,
+    FreeAllButGradient,
     FreeTensors,
     PersistLog,
     ReadBody,
@@ -127,14 +130,18 @@ class MinerLoop:
 
     def _carry_out(self, tasks: asyncio.TaskGroup, effect: Effect) -> None:
         match effect:
-            case ReadBody() | Accept() | Refuse():
+            case ReadBody() | Accept() | Refuse() | AnswerHolds():
                 self._desk.answer(effect)
             case FreeTensors(microbatch_id):
                 # At once, because its credit may be given to another one; the engine's part waits for the device.
                 self._cache.free(microbatch_id)
                 self._start(tasks, self._on_device(partial(self._worker.free, microbatch_id)))
+            case FreeAllButGradient(microbatch_id):
+                self._cache.free_all_but(microbatch_id, Slot.GRADIENT_OUT)
             case DropGraph(microbatch_id):
                 self._start(tasks, self._on_device(partial(self._worker.drop, microbatch_id)))
+            case AskHolds():
+                self._start(tasks, self._ask_holds(effect))
             case Compute():
                 self._start(tasks, self._compute(effect))
             case PersistLog():
@@ -168,6 +175,9 @@ class MinerLoop:
     async def _cancel(self, effect: SendCancel) -> None:
         if not await self._peers.cancel(effect):
             _log.info("cancel_not_heard", peer=effect.peer, microbatch_id=effect.cancel.microbatch_id)
+
+    async def _ask_holds(self, effect: AskHolds) -> None:
+        await self._desk.post(await self._peers.ask_holds(effect))
 
     async def _attempt(self, deed: Deed) -> None:
         limits = self._spec.time_limits

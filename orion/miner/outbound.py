@@ -9,6 +9,7 @@ microbatch; so no two replicas work on one trip for long.
 
 from orion.common.ids import Direction, Hotkey, Outcome
 from orion.common.protocol.messages import RefusalCode
+from orion.miner import splice
 from orion.miner.admission import LAG_RETRY_S
 from orion.miner.effects import SendTensor
 from orion.miner.events import SendEnded, SendOutcome
@@ -17,6 +18,7 @@ from orion.miner.moment import Emit, Moment
 from orion.miner.router import Router
 from orion.miner.table import Held, MicrobatchTable, Stand
 from orion.miner.transfers import activation_transfer, gradient_transfer
+from orion.miner.watch import Watch
 
 RETURNS_MAX = 5
 """Attempts to reach the stage before."""
@@ -34,17 +36,20 @@ LAGGING = frozenset({RefusalCode.WRONG_PHASE, RefusalCode.FORBIDDEN, RefusalCode
 class Outbound:
     """The sends of one miner."""
 
-    def __init__(self, hotkey: Hotkey, table: MicrobatchTable, router: Router, flow: Flow, emit: Emit) -> None:
+    def __init__(
+        self, hotkey: Hotkey, *, table: MicrobatchTable, router: Router, watch: Watch, flow: Flow, emit: Emit
+    ) -> None:
         self._hotkey = hotkey
         self._table = table
         self._router = router
+        self._watch = watch
         self._flow = flow
         self._emit = emit
 
     def advance(self, moment: Moment) -> None:
         """Sends what is due and can go."""
         for item in self._table.standing(Stand.RETURN_DUE):
-            if item.retry_s <= moment.now_s:
+            if item.retry_s <= moment.now_s and item.orphaned_s is None:
                 self._return(moment, item)
         for item in self._table.standing(Stand.SEND_DUE):
             self._send(moment, item)
@@ -63,14 +68,22 @@ class Outbound:
                 # The cancel that we sent when it ended may have arrived before the activation did.
                 self._flow.tell(moment.view, event.peer, event.microbatch_id, moment.outer_step, "ended meanwhile")
             return
-        if item.stand is not Stand.SENDING or item.next_hop != event.peer:
+        if item.next_hop != event.peer:
+            if event.outcome is SendOutcome.ACCEPTED and event.peer in item.tried:
+                # It was taken for lost meanwhile, and another one has the microbatch.
+                self._flow.tell(moment.view, event.peer, item.microbatch_id, item.outer_step, "replaced")
+            return
+        if item.stand is not Stand.SENDING:
             return
         if event.outcome is SendOutcome.ACCEPTED:
-            self._flow.sent_on(item)
+            self._flow.sent_on(item, adopted=event.adopted)
             return
         self._router.released(event.peer)
         item.stand, item.next_hop = Stand.SEND_DUE, None
+        if event.outcome is SendOutcome.BUSY and event.peer == item.adopter:
+            item.retry_s = moment.now_s + _hint_s(event)
         if event.outcome is SendOutcome.UNREACHABLE:
+            item.is_repaired = True
             self._flow.tell(moment.view, event.peer, item.microbatch_id, item.outer_step, "not reached")
         if event.outcome is SendOutcome.UNREACHABLE or (
             event.outcome is SendOutcome.REFUSED and event.code not in LAGGING
@@ -81,9 +94,9 @@ class Outbound:
         """When attempts are due; times that have passed mean nothing."""
         times = [item.retry_s for item in self._table.standing(Stand.RETURN_DUE)]
         for item in self._table.standing(Stand.SEND_DUE):
-            usable_s = self._router.next_usable_s(self._candidates(moment, item))
+            usable_s = self._router.next_usable_s(self._usable(moment, item))
             if usable_s is not None:
-                times.append(usable_s)
+                times.append(max(usable_s, item.retry_s))
         return times
 
     def _send(self, moment: Moment, item: Held) -> None:
@@ -91,9 +104,13 @@ class Outbound:
         if not candidates and item.tried:
             self._flow.give_up(moment, item, "no replica of the next stage takes it")
             return
-        peer = self._router.choose(candidates, moment.now_s)
+        if item.lost_hop is not None or item.retry_s > moment.now_s:
+            return
+        usable = self._usable(moment, item)
+        peer = item.adopter if item.adopter in usable else self._router.choose(usable, moment.now_s)
         if peer is None:
             return
+        self._watch.begins(peer, moment.now_s, self._router.in_flight(peer))
         item.stand, item.next_hop, item.sent_s = Stand.SENDING, peer, moment.now_s
         self._router.sent(peer)
         assert moment.view is not None
@@ -109,9 +126,13 @@ class Outbound:
         item = self._table.get(event.microbatch_id)
         if item is None or item.stand is not Stand.RETURNING or item.previous_hop != event.peer:
             return
+        if event.outcome is SendOutcome.ACCEPTED:
+            self._flow.returned(moment, item)
+            return
+        if item.orphaned_s is not None:
+            item.stand = Stand.RETURN_DUE
+            return
         match event.outcome:
-            case SendOutcome.ACCEPTED:
-                self._flow.returned(moment, item)
             case SendOutcome.REFUSED:
                 self._flow.give_up(moment, item, "the stage before does not take the gradient")
             case SendOutcome.BUSY:
@@ -121,11 +142,17 @@ class Outbound:
                 item.num_returns += 1
                 item.stand = Stand.RETURN_DUE
                 item.retry_s = moment.now_s + RETURN_RETRY_S * 2.0 ** (item.num_returns - 1)
-                if item.num_returns >= RETURNS_MAX:
+                if item.num_returns >= RETURNS_MAX and splice.can_wait(moment, item):
+                    splice.orphan(item, moment.now_s)
+                elif item.num_returns >= RETURNS_MAX:
                     self._flow.give_up(moment, item, "the stage before is not reached")
 
     def _note(self, moment: Moment, event: SendEnded) -> None:
-        """Tells the router how the peer answered."""
+        """Tells the router, and the watch, how the peer answered."""
+        if event.outcome is SendOutcome.UNREACHABLE:
+            self._watch.unreached(event.peer, moment.now_s)
+        else:
+            self._watch.heard(event.peer, moment.now_s)
         match event.outcome:
             case SendOutcome.ACCEPTED:
                 self._router.accepted(event.peer, event.seconds, event.queued)
@@ -145,6 +172,10 @@ class Outbound:
         if view is None or not view.trains(next_stage, item.outer_step):
             return ()
         return tuple(peer for peer in view.active(next_stage) if peer not in item.tried)
+
+    def _usable(self, moment: Moment, item: Held) -> tuple[Hotkey, ...]:
+        """Those of them that are not lost at present."""
+        return tuple(peer for peer in self._candidates(moment, item) if not self._watch.is_lost(peer))
 
 
 def _hint_s(event: SendEnded) -> float:

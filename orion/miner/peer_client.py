@@ -4,25 +4,27 @@ Owns what each failure of a send means as an event. Whom to ask and how often is
 is given to it, so that it needs no event loop of its own.
 """
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
-from orion.common.ids import Direction, Hotkey
+from orion.common.ids import Direction, Hotkey, MicrobatchId
 from orion.common.protocol import routes
 from orion.common.protocol.codec import Body
 from orion.common.protocol.messages import (
     Accepted,
     Cancel,
     Done,
+    Holds,
+    HoldsQuery,
     RefusalCode,
     Transfer,
 )
 from orion.common.protocol.refusals import RefusedError
 from orion.miner.cache import OUTGOING, TensorCache
-from orion.miner.effects import SendCancel, SendTensor
-from orion.miner.events import SendEnded, SendOutcome
+from orion.miner.effects import AskHolds, SendCancel, SendTensor
+from orion.miner.events import HoldsEnded, SendEnded, SendOutcome
 
 SEND_GRACE_S = 5.0
 """What a peer may take to answer, beyond moving the bytes: it decides in memory, so this covers a loaded machine."""
@@ -30,6 +32,9 @@ CANCEL_TIMEOUT_S = 5.0
 CANCEL_ATTEMPTS = 2
 
 ROUTES = {Direction.ACTIVATION: routes.FORWARD, Direction.GRADIENT: routes.BACKWARD}
+
+
+AnswerT = TypeVar("AnswerT", Done, Holds)
 
 
 class Peers(Protocol):
@@ -44,11 +49,11 @@ class Peers(Protocol):
         base_url: str,
         receiver: Hotkey,
         route: str,
-        message: Cancel,
-        answer_type: type[Done],
+        message: Cancel | HoldsQuery,
+        answer_type: type[AnswerT],
         *,
         timeout_s: float,
-    ) -> Done: ...
+    ) -> AnswerT: ...
 
 
 class PeerClient:
@@ -80,7 +85,23 @@ class PeerClient:
             seconds = self._clock.monotonic_s() - began_s
             return self._ended(effect, outcome, seconds, code=error.code, retry_after_s=error.retry_after_s)
         seconds = self._clock.monotonic_s() - began_s
-        return self._ended(effect, SendOutcome.ACCEPTED, seconds, queued=accepted.queued)
+        return self._ended(effect, SendOutcome.ACCEPTED, seconds, queued=accepted.queued, adopted=accepted.adopted)
+
+    async def ask_holds(self, effect: AskHolds) -> HoldsEnded:
+        """Asks a peer what it holds, once."""
+        began_s = self._clock.monotonic_s()
+        outcome = SendOutcome.ACCEPTED
+        held: tuple[MicrobatchId, ...] = ()
+        try:
+            holds = await self._peers.call(
+                effect.url, effect.peer, routes.HOLDS, effect.query, Holds, timeout_s=effect.limit_s
+            )
+            held = holds.microbatch_ids
+        except TransportError:
+            outcome = SendOutcome.UNREACHABLE
+        except RefusedError:
+            outcome = SendOutcome.REFUSED
+        return HoldsEnded(effect.peer, effect.query, outcome, self._clock.monotonic_s() - began_s, held)
 
     async def cancel(self, effect: SendCancel) -> bool:
         """Tells a peer, twice if need be; whether it heard."""
@@ -105,6 +126,7 @@ class PeerClient:
         code: RefusalCode | None = None,
         retry_after_s: float | None = None,
         queued: int = 0,
+        adopted: bool = False,
     ) -> SendEnded:
         return SendEnded(
             microbatch_id=effect.transfer.microbatch_id,
@@ -115,4 +137,5 @@ class PeerClient:
             code=code,
             retry_after_s=retry_after_s,
             queued=queued,
+            adopted=adopted,
         )

@@ -19,6 +19,7 @@ from orion.common.protocol.codec import transfer_spec
 from orion.common.protocol.messages import (
     Cancel,
     Done,
+    HoldsQuery,
     Refusal,
     RefusalCode,
     Transfer,
@@ -33,8 +34,8 @@ from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
 from orion.miner.cache import INCOMING, Parcel, TensorCache
 from orion.miner.core import MinerCore
 from orion.miner.desk import Answer, Desk
-from orion.miner.effects import Accept, ReadBody, Refuse
-from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered, StrangerAsked
+from orion.miner.effects import Accept, AnswerHolds, ReadBody, Refuse
+from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered, HoldsAsked, StrangerAsked
 
 QUESTIONS_MAX = 8
 """Logs and evidence that are being handed out at a time; validators come again."""
@@ -70,6 +71,7 @@ class PeerServer:
         self.app.router.add_post(routes.FORWARD, self._forward)
         self.app.router.add_post(routes.BACKWARD, self._backward)
         self.app.router.add_post(routes.CANCEL, self._cancel)
+        self.app.router.add_post(routes.HOLDS, self._holds)
         self.app.router.add_post(routes.LOG, self._log)
         self.app.router.add_post(routes.EVIDENCE, self._evidence_body)
         self.app.router.add_get(routes.HEALTH, self._health)
@@ -92,8 +94,8 @@ class PeerServer:
                 return json_answer(accepted)
             case Refuse(_, refusal):
                 raise RefusedError(refusal)
-            case ReadBody():
-                raise AssertionError("the core asked twice for the same body")
+            case _:
+                raise AssertionError(f"the core answered an offer with {answer}")
 
     def _offer(self, sender: Hotkey, transfer: Transfer) -> ForwardOffered | BackwardOffered:
         request_id = self._desk.new_request_id()
@@ -138,6 +140,17 @@ class PeerServer:
             raise refused(RefusalCode.FORBIDDEN, "the sender is no member of the run")
         await self._desk.post(CancelArrived(sender, cancel))
         return json_answer(Done())
+
+    async def _holds(self, request: web.Request) -> web.StreamResponse:
+        sender, query = await signed_json(request, HoldsQuery)
+        answer = await self._desk.ask(HoldsAsked(self._desk.new_request_id(), sender, query))
+        match answer:
+            case AnswerHolds(_, holds):
+                return json_answer(holds)
+            case Refuse(_, refusal):
+                raise RefusedError(refusal)
+            case _:
+                raise AssertionError(f"the core answered a question with {answer}")
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         sender, question = await signed_json(request, LogRequest)

@@ -36,7 +36,7 @@ from orion.common.train.device import compute_dtype, device_named
 from orion.miner.archive import OUTER_STEPS_KEPT
 from orion.miner.axon import publish_axon
 from orion.miner.boundary_monitor import BoundaryMonitor
-from orion.miner.cache import TensorCache
+from orion.miner.cache import TensorCache, cached_max
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
@@ -82,7 +82,7 @@ async def serve(
     archive = _open_archive(spec, config, hotkey)
     core = MinerCore(spec, hotkey, rng, archive.kept())
     desk = Desk()
-    cache = TensorCache(spec.flow.in_flight_max)
+    cache = TensorCache(cached_max(spec.flow.in_flight_max))
     monitor = BoundaryMonitor(rng.getrandbits(63))
     # The same hotkey may have had a process until a moment ago. Nobody asks before this one has joined.
     gate = Gate(Verifier(hotkey, succeeds_at_s=clock.now_s()), spec.digest, clock)

@@ -2,7 +2,8 @@
 
 Owns the records and the rule of ending: an admitted microbatch ends exactly once, and what it held is freed with that.
 Must not decide when one ends. Invariants: at most `in_flight_max` are held; an id that has ended in this outer step is
-never held again (of the newest `ENDED_MAX`, more than an honest outer step has).
+never held again (of the newest `ENDED_MAX`, more than an honest outer step has); gradients that were returned and are
+kept aside hold no credit, and are as many as there are credits at most.
 """
 
 from collections.abc import Iterable
@@ -34,6 +35,8 @@ class Stand(StrEnum):
     RETURN_DUE = "return_due"
     """The input gradient waits to be sent back."""
     RETURNING = "returning"
+    RETURNED = "returned"
+    """The stage before has the gradient; it is kept here for a while, lest the miner there be lost with it."""
 
 
 OPERATING = frozenset({Stand.RECEIVING, Stand.FORWARDING, Stand.GRADIENT_RECEIVING, Stand.BACKWARDING})
@@ -47,7 +50,7 @@ BETWEEN_PASSES = frozenset(
 )
 """The device holds its graph or its input, with a version of the parameters, for the backward."""
 
-GRADIENT_HELD = frozenset({Stand.BACKWARD_QUEUED, Stand.BACKWARDING, Stand.RETURN_DUE, Stand.RETURNING})
+GRADIENT_HELD = frozenset({Stand.BACKWARD_QUEUED, Stand.BACKWARDING, Stand.RETURN_DUE, Stand.RETURNING, Stand.RETURNED})
 
 
 @dataclass(slots=True)
@@ -89,6 +92,25 @@ class Held:
     """Its gradient was accumulated here."""
     cancelled: str | None = None
     """Why it is to end as soon as the operation under way has ended."""
+    is_aside: bool = False
+    """It was returned once: only its gradient is kept, and no credit is held for it."""
+    orphaned_s: float | None = None
+    """Since when the miner before is lost and a replacement is waited for."""
+    adopted_digest: Digest | None = None
+    """Of the output that the replacement offered; what was computed here came from the lost miner's."""
+    is_repaired: bool = False
+    """The next hop was lost or not reached, or this miner takes the place of one that was."""
+    lost_hop: Hotkey | None = None
+    """The next hop that was lost, until it has been told to let go; nothing is sent before."""
+    seeking: set[Hotkey] = field(default_factory=set)
+    """Members of the stage after the lost one that have not said yet whether they hold the microbatch."""
+    seek_until_s: float = 0.0
+    is_sought: bool = True
+    """They have been asked."""
+    continues_at: Hotkey | None = None
+    """Who holds what the lost next hop had sent on: its replacement is told."""
+    adopter: Hotkey | None = None
+    """This miner is a replacement: the replica of the next stage that holds what the lost one had sent it."""
 
     @property
     def previous_hop(self) -> Hotkey | None:
@@ -117,12 +139,13 @@ class MicrobatchTable:
         """Since the process started."""
 
     def __len__(self) -> int:
-        return len(self._held)
+        """Those that hold a credit."""
+        return sum(not item.is_aside for item in self._held.values())
 
     @property
     def room(self) -> int:
         """How many more may be admitted."""
-        return self._in_flight_max - len(self._held)
+        return self._in_flight_max - len(self)
 
     def held(self) -> tuple[Held, ...]:
         """All that are held, the oldest first."""
@@ -148,6 +171,17 @@ class MicrobatchTable:
         assert item.microbatch_id not in self._ended, f"{item.microbatch_id} has ended already"
         self._held[item.microbatch_id] = item
 
+    def set_aside(self, item: Held) -> Held | None:
+        """It was returned: it gives its credit back. One that has to end for it, since as many are kept aside as there
+        are credits: the oldest that nobody waits for, or the oldest."""
+        self.num_applied_total += not item.is_aside
+        item.stand, item.is_aside = Stand.RETURNED, True
+        aside = [other for other in self._held.values() if other.is_aside]
+        if len(aside) <= self._in_flight_max:
+            return None
+        idle = [other for other in aside if other.stand is Stand.RETURNED and other.orphaned_s is None]
+        return (idle or aside)[0]
+
     def end(self, item: Held) -> Outcome:
         """Takes it out of what is held, for good."""
         del self._held[item.microbatch_id]
@@ -160,7 +194,7 @@ class MicrobatchTable:
         )
         if len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
-        self.num_applied_total += item.is_applied
+        self.num_applied_total += item.is_applied and not item.is_aside
         return outcome
 
     def begin(self, outer_step: int, known: Iterable[MicrobatchId] = ()) -> None:
@@ -174,7 +208,9 @@ class MicrobatchTable:
                 self._ended.setdefault(microbatch_id, Ended(Outcome.CANCELLED, None, None, None))
 
     def check_invariants(self) -> None:
-        assert len(self._held) <= self._in_flight_max, "more microbatches are held than there are credits"
+        assert len(self) <= self._in_flight_max, "more microbatches are held than there are credits"
+        num_aside = len(self._held) - len(self)
+        assert num_aside <= self._in_flight_max, "more gradients are kept aside than there are credits"
         assert not self._held.keys() & self._ended.keys(), "a microbatch is held and has ended"
         for item in self._held.values():
             name = f"microbatch {item.microbatch_id} ({item.stand})"
@@ -183,7 +219,11 @@ class MicrobatchTable:
             sends = item.stand in (Stand.SEND_DUE, Stand.SENDING, Stand.RETURN_DUE, Stand.RETURNING)
             assert not sends or item.output is not None, f"{name} has nothing to send"
             assert item.stand not in WITH_NEXT or item.next_hop is not None, f"{name} has no next hop"
-            returns = item.stand in (Stand.RETURN_DUE, Stand.RETURNING)
+            returns = item.stand in (Stand.RETURN_DUE, Stand.RETURNING, Stand.RETURNED)
+            assert not item.is_aside or returns, f"{name} is aside"
+            assert item.stand is not Stand.RETURNED or item.is_aside, f"{name} is not aside"
+            assert not item.seeking or item.lost_hop is not None, f"{name} seeks for nobody"
+            assert item.lost_hop is None or item.stand is Stand.SEND_DUE, f"{name} has lost its next hop"
             assert item.is_applied == returns, f"{name}: applied is {item.is_applied}"
             assert not returns or item.previous_hop is not None, f"{name} has nobody to return to"
             assert item.cancelled is None or item.stand in OPERATING, f"{name} is cancelled and still held"

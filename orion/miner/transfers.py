@@ -10,7 +10,8 @@ from orion.miner.table import Held
 
 def activation_transfer(item: Held, hotkey: Hotkey) -> Transfer:
     """Describes the activation that `hotkey` sends to the next stage."""
-    return _transfer(item, Direction.ACTIVATION, len(item.path) + 1, (*item.path, hotkey), None)
+    transfer = _transfer(item, Direction.ACTIVATION, len(item.path) + 1, (*item.path, hotkey), None)
+    return transfer.model_copy(update={"continues_at": item.continues_at}) if item.continues_at else transfer
 
 
 def gradient_transfer(item: Held) -> Transfer:

@@ -20,6 +20,7 @@ from orion.common.protocol.messages import (
     Cancel,
     Done,
     Feed,
+    HoldsQuery,
     Join,
     Refusal,
     RefusalCode,
@@ -31,13 +32,16 @@ from orion.common.protocol.records import (
 from orion.common.protocol.refusals import RefusedError, refused
 from orion.common.train.engine import StageEngine
 from orion.miner.boundary_monitor import BoundaryMonitor, sender_of
-from orion.miner.cache import INCOMING, Parcel, TensorCache
+from orion.miner.cache import INCOMING, Parcel, Slot, TensorCache, cached_max
 from orion.miner.core import MinerCore
 from orion.miner.effects import (
     Accept,
+    AnswerHolds,
+    AskHolds,
     Compute,
     DropGraph,
     Effect,
+    FreeAllButGradient,
     FreeTensors,
     PersistLog,
     ReadBody,
@@ -53,6 +57,7 @@ from orion.miner.events import (
     Event,
     FeedArrived,
     ForwardOffered,
+    HoldsAsked,
     StrangerAsked,
     Ticked,
 )
@@ -90,7 +95,7 @@ class MinerHost(Host):
         self.world = world
         self.hotkey = hotkey
         self.device = device
-        self.cache = TensorCache(world.spec.flow.in_flight_max)
+        self.cache = TensorCache(cached_max(world.spec.flow.in_flight_max))
         self.evidence = self.make_archive()
         self.monitor = BoundaryMonitor(world.rng(f"monitor {hotkey} {incarnation}").getrandbits(63))
         self.worker = self.make_worker()
@@ -98,7 +103,9 @@ class MinerHost(Host):
         self._hands = self._make_hands(stage_wish)
         self._peers = PeerClient(world.spec, SimulatedRpc(hotkey), self.cache, world.clock)
         self._offers: dict[int, tuple[TensorSent, Respond]] = {}
+        self._questions: dict[int, Respond] = {}
         self._num_offers = 0
+        """Questions included: their ids are of one kind."""
         self._wake: Timer | None = None
         self._told_ready_step: int | None = None
 
@@ -160,6 +167,10 @@ class MinerHost(Host):
         match request:
             case TensorSent():
                 self._offered(Hotkey(source), request, respond)
+            case HoldsQuery():
+                self._questions[self._num_offers] = respond
+                self._num_offers += 1
+                self.handle(HoldsAsked(self._num_offers - 1, Hotkey(source), request))
             case Cancel():
                 respond(Done(), MESSAGE_BYTES)
                 self.handle(CancelArrived(Hotkey(source), request))
@@ -198,26 +209,43 @@ class MinerHost(Host):
         match effect:
             case Accept(request_id, accepted):
                 self._offers.pop(request_id)[1](accepted, MESSAGE_BYTES)
+            case AnswerHolds(request_id, holds):
+                self._questions.pop(request_id)(holds, MESSAGE_BYTES)
             case Refuse(request_id, refusal):
-                self._offers.pop(request_id)[1](refusal, MESSAGE_BYTES)
+                self._refuse(request_id, refusal)
             case ReadBody(request_id):
                 self.after(READ_S, lambda: self.handle(BodyEnded(request_id, self._read(request_id))))
             case FreeTensors(microbatch_id):
                 self.worker.free(microbatch_id)
+            case FreeAllButGradient(microbatch_id):
+                self.cache.free_all_but(microbatch_id, Slot.GRADIENT_OUT)
             case DropGraph(microbatch_id):
                 self.worker.drop(microbatch_id)
-            case SendCancel():
-                self.spawn(self._cancel(effect))
+            case AskHolds() | SendCancel() | SendTensor():
+                self._go_to_peer(effect)
             case RefreshFeed():
                 self.spawn(self._refresh_feed())
-            case SendTensor():
-                self.spawn(self._then(self._peers.send(effect)))
             case Compute():
                 self.spawn(self._compute(effect))
             case PersistLog():
                 self.spawn(self._persist(effect))
             case _:
                 self._attempt(effect)
+
+    def _refuse(self, request_id: int, refusal: Refusal) -> None:
+        if request_id in self._questions:
+            self._questions.pop(request_id)(refusal, MESSAGE_BYTES)
+        else:
+            self._offers.pop(request_id)[1](refusal, MESSAGE_BYTES)
+
+    def _go_to_peer(self, effect: AskHolds | SendCancel | SendTensor) -> None:
+        match effect:
+            case AskHolds():
+                self.spawn(self._then(self._peers.ask_holds(effect)))
+            case SendCancel():
+                self.spawn(self._cancel(effect))
+            case SendTensor():
+                self.spawn(self._then(self._peers.send(effect)))
 
     async def _then(self, work: Coroutine[object, object, Event]) -> None:
         self.handle(await work)

@@ -232,8 +232,22 @@ def test_a_gradient_is_taken_only_from_where_the_activation_went() -> None:
     assert refusal_code(driver.handle(BackwardOffered(5, other, transfer))) is RefusalCode.CONFLICT
     unknown = driver.gradient(44, next_replica=replica_of(peer, 2))
     assert refusal_code(driver.handle(BackwardOffered(6, peer, unknown))) is RefusalCode.NOT_FOUND
-    lost_path = driver.gradient(1, next_replica=replica_of(peer, 2), path=(hotkey_of(0, 1), driver.me, peer))
-    assert refusal_code(driver.handle(BackwardOffered(7, peer, lost_path))) is RefusalCode.CONFLICT
+    elsewhere = driver.gradient(1, next_replica=replica_of(peer, 2), path=(hotkey_of(0, 1), hotkey_of(1, 1), peer))
+    assert refusal_code(driver.handle(BackwardOffered(7, peer, elsewhere))) is RefusalCode.MALFORMED
+
+
+def test_whoever_sent_an_activation_is_told_the_gradient_whatever_a_later_stage_believes() -> None:
+    """One of the hops before may have been replaced, and the later stages need not have heard of that."""
+    driver = Driver(1)
+    driver.start()
+    peer = awaiting(driver, 1)
+    older = driver.gradient(1, next_replica=replica_of(peer, 2), path=(hotkey_of(0, 1), driver.me, peer))
+    driver.handle(BackwardOffered(7, peer, older))
+    driver.handle(BodyEnded(7, None))
+
+    back = sent(driver.handle(ComputeEnded(BackwardDone(ONE, body("g1")))))
+
+    assert (back.peer, back.transfer.path) == (hotkey_of(0, 0), (hotkey_of(0, 0), driver.me, peer))
 
 
 def test_a_body_that_fails_frees_its_credit() -> None:

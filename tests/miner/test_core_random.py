@@ -10,6 +10,7 @@ from miner_kit import STATE_DIGEST, Driver, digest_of, hotkey_of, object_of
 from orion.common.ids import Direction, MemberState, MicrobatchId, Phase
 from orion.common.protocol.messages import (
     Cancel,
+    HoldsQuery,
     Lease,
     LeasedMicrobatch,
     Manifest,
@@ -19,10 +20,13 @@ from orion.common.protocol.messages import (
 )
 from orion.miner.effects import (
     Accept,
+    AnswerHolds,
     ApplyManifest,
+    AskHolds,
     Compute,
     DropGraph,
     Effect,
+    FreeAllButGradient,
     FreeTensors,
     LoadAnchor,
     ReadBody,
@@ -57,6 +61,8 @@ from orion.miner.events import (
     Forward,
     ForwardDone,
     ForwardOffered,
+    HoldsAsked,
+    HoldsEnded,
     InnerStep,
     InnerStepDone,
     Job,
@@ -103,7 +109,9 @@ class Chaos:
                     self.freed[microbatch_id] += 1
                 case Accept(request_id) | Refuse(request_id):
                     self.answered[request_id] += 1
-                case SendCancel() | DropGraph():
+                case AnswerHolds(request_id):
+                    self.answered[request_id] += 1
+                case SendCancel() | DropGraph() | FreeAllButGradient():
                     pass
                 case ReadBody(request_id):
                     self.admitted.add(self.numbers[request_id])
@@ -133,19 +141,23 @@ class Chaos:
                 return SendEnded(
                     transfer.microbatch_id, transfer.direction, peer, outcome, 0.1, code=code, retry_after_s=0.1
                 )
-            case RequestLease(request):
-                return self.lease(request.outer_step) if good else LeaseRefused(0.1)
+            case AskHolds(peer, _, query):
+                held = tuple(number for number in query.microbatch_ids if self.rng.random() < 0.7)
+                outcome = SendOutcome.ACCEPTED if good else SendOutcome.UNREACHABLE
+                return HoldsEnded(peer, query, outcome, 0.1, held if good else ())
             case SendReport(report):
                 return ReportEnded(report.sequence, good)
             case SendNotice(notice):
                 return NoticeEnded(notice, self.rng.choice(list(SendOutcome)))
-            case RequestJoin():
-                return JoinEnded(None)
             case _:
                 return self.ending_of_outer_step(effect, good)
 
     def ending_of_outer_step(self, effect: Effect, good: bool) -> Event:
         match effect:
+            case RequestJoin():
+                return JoinEnded(None)
+            case RequestLease(request):
+                return self.lease(request.outer_step) if good else LeaseRefused(0.1)
             case LoadAnchor(stage_index, outer_step):
                 return AnchorLoaded(stage_index, outer_step, STATE_DIGEST) if good else AnchorFailed("broken")
             case ApplyManifest(manifest) if good:
@@ -195,7 +207,8 @@ class Chaos:
     # --- the world acts -----------------------------------------------------------------------------------------------
 
     def act(self) -> None:
-        choices = [self.offer_forward, self.offer_backward, self.repeat, self.cancel, self.tick]
+        choices = [self.offer_forward, self.offer_backward, self.repeat, self.cancel, self.tick, self.orphan]
+        choices += [self.replace] * (self.driver.stage_index >= 2)
         if self.rng.random() < 0.05:
             choices = [self.change_feed]
         self.rng.choice(choices)()
@@ -252,6 +265,31 @@ class Chaos:
             sender, transfer = self.rng.choice(known)
             cancel = Cancel(microbatch_id=transfer.microbatch_id, outer_step=transfer.outer_step, reason="chaos")
             self.take(CancelArrived(sender, cancel))
+
+    def orphan(self) -> None:
+        """The miner before, or the one before that, asks what is held."""
+        if not self.offered:
+            return
+        transfer = self.rng.choice(self.offered[-8:]).transfer
+        lost = self.rng.choice([None, transfer.path[-1]])
+        sender = transfer.path[-1] if lost is None else transfer.path[-2:][0]
+        request_id = self.request_id()
+        self.asked.add(request_id)
+        query = HoldsQuery(
+            outer_step=transfer.outer_step, microbatch_ids=(transfer.microbatch_id, MicrobatchId(0)), lost=lost
+        )
+        self.take(HoldsAsked(request_id, sender, query))
+
+    def replace(self) -> None:
+        """A replacement for the miner before offers its own output."""
+        offered = [event.transfer for event in self.offered if event.transfer.direction is Direction.ACTIVATION]
+        if not offered:
+            return
+        transfer = self.rng.choice(offered[-8:])
+        other = hotkey_of(self.driver.stage_index - 1, self.rng.randrange(2))
+        digest = digest_of(("replaced", transfer.microbatch_id))
+        replaced = transfer.model_copy(update={"path": (*transfer.path[:-1], other), "digest": digest})
+        self.ask(ForwardOffered(self.request_id(), other, replaced))
 
     def tick(self) -> None:
         self.take(Ticked())

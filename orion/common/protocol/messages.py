@@ -193,6 +193,11 @@ class Heartbeat(Message):
     busy_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     """Share of the last interval in which the device thread was computing."""
     staleness_max: Count = 0
+    rerouted: Count = 0
+    """Microbatches that got past a lost miner of the next stage through another one, from there on forward anew; since
+    the process started."""
+    spliced: Count = 0
+    """Microbatches with which this miner took the place of a lost one, between the stages that both still held them."""
     boundary: BoundaryReport | None = None
     """What it was sent; at most once or twice an outer step, None between."""
 
@@ -378,6 +383,9 @@ class Transfer(Message):
     size_bytes: Count
     loss: Real | None = None
     """With a gradient: the microbatch's mean loss per token."""
+    continues_at: Ss58 | None = None
+    """With an activation for the replacement of a miner that was lost: who, in the stage after the receiver's, still
+    holds what the lost one sent on, and with it perhaps the gradient that is to be returned."""
 
 
 class Accepted(Message):
@@ -387,6 +395,9 @@ class Accepted(Message):
     credits: Count
     """How many more microbatches the receiver would admit now."""
     queued: Count
+    adopted: bool = False
+    """The receiver holds the microbatch from a miner that was lost, and takes the sender in its place: it goes on with
+    what it has, and returns the gradient to the sender."""
 
 
 class Cancel(Message):
@@ -396,6 +407,25 @@ class Cancel(Message):
     microbatch_id: Microbatch
     outer_step: Step
     reason: Text
+
+
+class HoldsQuery(Message):
+    """Asks a miner of the next stage which microbatches it holds from the sender, or, where `lost` is given, one of the
+    stage after it which it holds from `lost`, to whom the sender had given them."""
+
+    kind: Literal["holds_query"] = "holds_query"
+    outer_step: Step
+    microbatch_ids: Annotated[tuple[Microbatch, ...], Field(max_length=BATCH_MAX)] = ()
+    """None: the answer alone is of interest, as a sign of life."""
+    lost: Ss58 | None = None
+    """A miner that the sender has given up: whoever holds a microbatch from it waits for a replacement from here on."""
+
+
+class Holds(Message):
+    """Those of the asked microbatches that are held."""
+
+    kind: Literal["holds"] = "holds"
+    microbatch_ids: Annotated[tuple[Microbatch, ...], Field(max_length=BATCH_MAX)] = ()
 
 
 class MicrobatchEnd(Message):

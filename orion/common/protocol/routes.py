@@ -37,6 +37,7 @@ DATA: Final = "/v1/data"
 FORWARD: Final = "/v1/forward"
 BACKWARD: Final = "/v1/backward"
 CANCEL: Final = "/v1/cancel"
+HOLDS: Final = "/v1/holds"
 LOG: Final = "/v1/log"
 EVIDENCE: Final = "/v1/evidence"
 
