@@ -4,6 +4,7 @@ Parses, and hands over to the module that measures. That module is imported only
 """
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -178,3 +179,34 @@ def replay_noise(
         return
     for row in rows:
         print(format_row(row))
+
+
+@bench_app.command()
+def pipeline(
+    repetitions: Annotated[int, typer.Option(min=1, max=100, help="Of everything, in turn.")] = 3,
+    settings: Annotated[
+        str, typer.Option(help="Names with commas; empty = unshaped,856,100,20,856_rtt60,20_rtt60.")
+    ] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A toy model, unshaped, once: no bar is held against it.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where data is kept.", envvar="ORION_FOLDER")] = Path(".orion"),
+    as_json: Json = False,
+) -> None:
+    """Orion's pipeline beside one process and torch's 1F1B, over emulated links (root). Exits 1 below the bar."""
+    from orion.bench.pipeline.drive import PipelineBench
+    from orion.bench.pipeline.plan import UNSHAPED, workload
+    from orion.bench.pipeline.table import measure_all
+    from orion.cli.pipeline_table import print_measurement, print_table, settings_named
+    from orion.common.clock import SystemClock
+
+    wanted = (UNSHAPED,) if quick else settings_named(settings)
+    work = workload(quick=quick)
+    bench = PipelineBench(work, folder.absolute() / "data", SystemClock(), dict(os.environ))
+    table = measure_all(bench, work, wanted, 1 if quick else repetitions, print_measurement)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    else:
+        print_table(table)
+    if table.misses() and not quick:
+        raise typer.Exit(1)

@@ -252,6 +252,8 @@ def _tell(event: events.Event | None) -> None:
             _log.info("joined", stage=joined.stage_index, state=joined.state)
         case events.AnchorLoaded(stage_index, outer_step, digest):
             _log.info("anchor_loaded", stage=stage_index, outer_step=outer_step, digest=digest)
+        case events.ComputeEnded(events.InnerStepDone(num_microbatches, None)):
+            _log.info("inner_step_taken", num_microbatches=num_microbatches)
         case events.UploadEnded(outer_step, True):
             _log.info("pseudo_gradient_uploaded", outer_step=outer_step)
         case events.ReduceEnded(outer_step, partition_index, _, excluded):

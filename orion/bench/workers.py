@@ -1,0 +1,149 @@
+"""Processes that a benchmark starts, with their output in files: start, wait, stop.
+
+A worker's standard input is a pipe that the benchmark holds open; a worker that called `stop_when_stdin_closes` ends
+when that closes, so none outlives the benchmark, however that ends. Nothing here is timed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orion.common.clock import Clock
+from orion.common.errors import OrionError
+
+STOP_GRACE_S = 5.0
+_POLL_S = 0.1
+_TAIL_LINES = 12
+
+
+class BenchError(OrionError):
+    """A benchmark could not be carried out; the message says what failed and shows the end of its output."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output_path: Path
+    errors_path: Path
+
+    def output_lines(self) -> list[str]:
+        """The whole lines that it has written to standard output so far."""
+        text = self.output_path.read_text(encoding="utf-8")
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def tell(self, line: str) -> None:
+        """Writes a line to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+
+@dataclass(slots=True)
+class Workers:
+    """Use it as a context manager: whatever happened, all have ended when it is left."""
+
+    folder: Path
+    """For their output; must be there."""
+    clock: Clock
+    started: list[Worker] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def start(
+        self,
+        name: str,
+        module: str,
+        argument: str,
+        *,
+        environment: Mapping[str, str],
+        wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
+    ) -> Worker:
+        """Runs `python -m MODULE ARGUMENT`; `wrap` may put the command behind an emulated link."""
+        output_path, errors_path = self.folder / f"{name}.out", self.folder / f"{name}.err"
+        with output_path.open("wb") as output, errors_path.open("wb") as errors:
+            process = subprocess.Popen(
+                wrap([sys.executable, "-m", module, argument]),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=errors,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        worker = Worker(name, process, output_path, errors_path)
+        self.started.append(worker)
+        return worker
+
+    def wait_until(self, what: str, is_so: Callable[[], bool], limit_s: float) -> None:
+        """Looks again and again. Raises BenchError when it takes too long or a worker fails meanwhile."""
+        deadline_s = self.clock.monotonic_s() + limit_s
+        while not is_so():
+            for worker in self.started:
+                if worker.process.poll() not in (None, 0):
+                    raise BenchError(f"{worker.name} ended with {worker.process.returncode}:\n{_tail(worker)}")
+            if self.clock.monotonic_s() > deadline_s:
+                tails = "\n".join(f"{worker.name}:\n{_tail(worker)}" for worker in self.started)
+                raise BenchError(f"{what} took more than {limit_s:.0f} s\n{tails}")
+            time.sleep(_POLL_S)
+
+    def wait_for_all(self, limit_s: float) -> None:
+        """Until every worker has ended well. Raises BenchError."""
+        self.wait_until("training", lambda: all(worker.process.poll() == 0 for worker in self.started), limit_s=limit_s)
+
+    def _stop(self) -> None:
+        for worker in self.started:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGCONT)
+                worker.process.terminate()
+        deadline_s = self.clock.monotonic_s() + STOP_GRACE_S
+        for worker in self.started:
+            try:
+                worker.process.wait(max(0.0, deadline_s - self.clock.monotonic_s()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            if worker.process.stdin is not None:
+                worker.process.stdin.close()
+
+
+def _tail(worker: Worker) -> str:
+    lines = []
+    for path in (worker.output_path, worker.errors_path):
+        lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    return "\n".join(lines)
+
+
+# --- on the worker's side
+
+
+def stop_when_stdin_closes() -> None:
+    """Ends this process with SIGTERM once the benchmark is gone. For workers that read nothing on standard input."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
+
+
+def say(line: str) -> None:
+    """Writes a line to standard output, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
