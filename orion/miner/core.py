@@ -4,8 +4,9 @@ Owns the parts (flow of microbatches, outer steps, reports, notices) and the ord
 in its part. It holds ids, digests, sizes and states, never tensors. After every event it looks at the whole situation
 again and starts what is due, so that no event is needed to make up for one that was skipped, doubled or late.
 
-Invariants (`check_invariants`): one job on the device at a time; every admitted microbatch ends exactly once, and is
-freed in that moment; what is computed is logged, in order; the engine's anchor changes only between outer steps.
+Invariants (`check_invariants`): the device has at most one job that runs and one that waits; every admitted microbatch
+ends exactly once, and is freed in that moment; what is computed is logged, in order; the engine's anchor changes only
+between outer steps.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner import events
 from orion.miner.archive import KeptLog
+from orion.miner.device_queue import DeviceQueue
 from orion.miner.effects import Compute, Effect, RefreshFeed, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job
 from orion.miner.flow import Flow
@@ -88,7 +90,7 @@ class MinerCore:
         self._repair = Repair(
             spec, table=self._table, router=self._router, watch=self._watch, flow=self._flow, emit=emit
         )
-        self._job: Job | None = None
+        self._device = DeviceQueue()
         self._has_joined = False
         """In this process. One that ran before under this hotkey may still be a member: the orchestrator must hear that
         records are numbered anew, and where we listen now."""
@@ -203,12 +205,10 @@ class MinerCore:
         """Raises AssertionError when anything is as it must never be."""
         self._table.check_invariants()
         self._reports.check_invariants()
-        self._outer.check_invariants(num_computing=int(self._job is not None))
+        self._outer.check_invariants(num_computing=len(self._device))
         computing = [*self._table.standing(Stand.FORWARDING), *self._table.standing(Stand.BACKWARDING)]
-        assert len(computing) <= 1, "two microbatches are on the device"
-        if computing:
-            assert isinstance(self._job, events.Forward | events.Backward), f"the device does {self._job}"
-            assert self._job.microbatch_id == computing[0].microbatch_id, "the device does another microbatch"
+        passes = [job.microbatch_id for job in self._device.jobs if isinstance(job, events.Forward | events.Backward)]
+        assert sorted(passes) == sorted(item.microbatch_id for item in computing), f"the device does {passes}"
         with_next = [item.next_hop for item in self._table.held() if item.stand in WITH_NEXT]
         for peer in set(with_next):
             assert peer is not None and self._router.in_flight(peer) == with_next.count(peer), "in flight miscounted"
@@ -323,8 +323,8 @@ class MinerCore:
         self._lease_s = moment.now_s + min(hint_s, LEASE_RETRY_MAX_S)
 
     def _compute_ended(self, result: events.JobResult, moment: Moment) -> None:
-        job, self._job = self._job, None
-        assert job is not None, "a job ended that was never given"
+        job = self._device.end(moment.now_s)
+        assert _ends(job, result), f"{job} ended as {result}"
         local = self._outer.local
         assert local is not None, "a job ended outside of an outer step"
         match result:
@@ -381,10 +381,14 @@ class MinerCore:
         self._flow.advance(moment)
         self._outbound.advance(moment)
         self._lease(moment)
-        if self._job is None:
-            self._give_job(moment)
+        while self._device.has_room:
+            job = self._next_job(moment)
+            if job is None:
+                break
+            self._device.give(job, now_s)
+            self._effects.append(Compute(job))
         if view is not None:
-            self._outer.advance(view, now_s, device_is_idle=self._job is None)
+            self._outer.advance(view, now_s, device_is_idle=not len(self._device))
             self._notices.advance(view.stage.outer_step, now_s)
         elif self._feed is not None and not self._feed.finished and not self._is_joining and now_s >= self._join_s:
             self._is_joining = True
@@ -393,36 +397,42 @@ class MinerCore:
         if report is not None:
             self._effects.append(SendReport(report))
 
-    def _give_job(self, moment: Moment) -> None:
-        """Decides what the device does next. Nothing while its state changes."""
-        if self._outer.is_changing or self._outer.local is None:
-            return
-        job: Job | None
+    def _next_job(self, moment: Moment) -> Job | None:
+        """Decides what the device does after all that it was given. Nothing while its state changes."""
+        local = self._outer.local
+        if self._outer.is_changing or local is None:
+            return None
         if moment.outer_step is None:
-            job = self._outer.next_job(moment.view)
-        else:
-            choice = next_work(
-                Readiness(
-                    backward=[item.microbatch_id for item in self._table.standing(Stand.BACKWARD_QUEUED)],
-                    forward=[item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)],
-                    num_accumulated=self._outer.local.num_accumulated,
-                    microbatches_per_step=self._spec.microbatches_per_step,
-                )
-            )
-            match choice:
-                case None:
-                    job = None
-                case DoInnerStep():
-                    self._flow.before_inner_step(moment)
-                    job = self._outer.inner_step()
-                case DoBackward(microbatch_id):
-                    job = events.Backward(microbatch_id)
-                    self._flow.computing(microbatch_id)
-                case DoForward(microbatch_id):
-                    job = Forward(microbatch_id, self._flow.computing(microbatch_id).data_id)
-        if job is not None:
-            self._job = job
-            self._effects.append(Compute(job))
+            return None if len(self._device) else self._outer.next_job(moment.view)
+        match next_work(self._readiness(moment, local.num_accumulated)):
+            case None:
+                return None
+            case DoInnerStep():
+                self._flow.before_inner_step(moment)
+                return self._outer.inner_step()
+            case DoBackward(microbatch_id):
+                self._flow.computing(microbatch_id)
+                return events.Backward(microbatch_id)
+            case DoForward(microbatch_id):
+                return Forward(microbatch_id, self._flow.computing(microbatch_id).data_id)
+
+    def _readiness(self, moment: Moment, num_accumulated: int) -> Readiness:
+        """What could be done after all that the device was given."""
+        device, steps_max = self._device, self._spec.flow.staleness_max
+        is_last = self._is_applying(Operation.FORWARD)
+        inner_steps = moment.inner_steps + device.has_inner_step
+        may_forward = not len(device) or is_last or device.forwards_are_quick
+        return Readiness(
+            backward=[
+                item.microbatch_id
+                for item in self._table.standing(Stand.BACKWARD_QUEUED)
+                if inner_steps - item.version <= steps_max
+            ],
+            forward=[item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)] if may_forward else [],
+            num_accumulated=0 if device.has_inner_step else num_accumulated,
+            num_accumulating=device.num_applying(is_last=is_last),
+            microbatches_per_step=self._spec.microbatches_per_step,
+        )
 
     def _lease(self, moment: Moment) -> None:
         """A first-stage miner keeps a few forwards waiting, within its credits."""
@@ -454,3 +464,15 @@ class MinerCore:
 
 def _operation(result: events.ForwardDone | events.BackwardDone) -> Operation:
     return Operation.FORWARD if isinstance(result, events.ForwardDone) else Operation.BACKWARD
+
+
+def _ends(job: Job, result: events.JobResult) -> bool:
+    """Whether a job may end as that."""
+    match job:
+        case Forward(microbatch_id) | events.Backward(microbatch_id):
+            kind = events.ForwardDone if isinstance(job, Forward) else events.BackwardDone
+            return isinstance(result, kind | events.ComputeRefused) and result.microbatch_id == microbatch_id
+        case events.InnerStep():
+            return isinstance(result, events.InnerStepDone)
+        case events.EncodePseudoGradient():
+            return isinstance(result, events.PseudoGradientEncoded)

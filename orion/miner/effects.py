@@ -34,7 +34,7 @@ class RequestJoin:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Gives the device its next job; one at a time. Ends as `ComputeEnded`."""
+    """Gives the device a job, to do after the one that it may be at. Ends as `ComputeEnded`, in the order given."""
 
     job: Job
 

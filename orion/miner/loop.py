@@ -1,7 +1,8 @@
 """The one task that owns a MinerCore: hands it events, carries out what it decides, watches the feed, sends heartbeats.
 
-Must not decide anything. The device works in a thread of its own, one job at a time; the network never waits for it,
-nor it for the network. Whatever is started here ends with `run`, and whatever fails unasked ends `run` with its error.
+Must not decide anything. The device works in a thread of its own, one job after the other; the network never waits for
+it, nor it for the network. Whatever is started here ends with `run`, and whatever fails unasked ends `run` with its
+error.
 """
 
 import asyncio
@@ -91,6 +92,8 @@ class MinerLoop:
         """Something that the orchestrator should hear soon."""
         self._busy_s = 0.0
         """Device time since the last heartbeat."""
+        self._computed_s = 0.0
+        """When the device last ended a job."""
 
     async def run(self) -> None:
         """Returns once the run is over and everything was told. Raises DataError, ConfigError, and TransportError or
@@ -163,7 +166,9 @@ class MinerLoop:
     async def _compute(self, effect: Compute) -> None:
         began_s = self._clock.monotonic_s()
         ended = await self._hands.compute(effect)
-        self._busy_s += self._clock.monotonic_s() - began_s
+        ended_s = self._clock.monotonic_s()
+        self._busy_s += ended_s - max(began_s, self._computed_s)
+        self._computed_s = ended_s
         await self._desk.post(ended)
 
     async def _persist(self, effect: PersistLog) -> None:

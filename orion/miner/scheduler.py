@@ -2,7 +2,7 @@
 
 Owns the order of work: an inner step as soon as a batch is full, so that every step has the same number of
 microbatches; then backward, because it frees what is held here and lets the stages before go on; then forward. The
-oldest first in both.
+oldest first in both. While gradients on their way would fill the batch, nothing is decided: they may still be refused.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ class Readiness:
     forward: Sequence[MicrobatchId]
     num_accumulated: int
     """Gradients that wait for the next inner step."""
+    num_accumulating: int
+    """Those that will be among them soon, unless they are refused."""
     microbatches_per_step: int
 
 
@@ -42,8 +44,8 @@ Choice = DoInnerStep | DoBackward | DoForward
 
 def next_work(ready: Readiness) -> Choice | None:
     """The next thing to compute while training; None when there is nothing."""
-    if ready.num_accumulated >= ready.microbatches_per_step:
-        return DoInnerStep()
+    if ready.num_accumulated + ready.num_accumulating >= ready.microbatches_per_step:
+        return None if ready.num_accumulating else DoInnerStep()
     if ready.backward:
         return DoBackward(ready.backward[0])
     if ready.forward:

@@ -107,6 +107,8 @@ class MinerHost(Host):
         self._num_offers = 0
         """Questions included: their ids are of one kind."""
         self._wake: Timer | None = None
+        self._free_s = 0.0
+        """When the device has done all that it was given."""
         self._told_ready_step: int | None = None
 
     # --- parts that a dishonest miner replaces ------------------------------------------------------------------------
@@ -278,7 +280,9 @@ class MinerHost(Host):
     async def _compute(self, effect: Compute) -> None:
         view = self.core.view
         self.device.is_last_stage = view is not None and view.stage_index == self.world.spec.num_stages - 1
-        await Pause(self.device.duration_s(effect.job))
+        now_s = self.clock.now_s()
+        self._free_s = max(now_s, self._free_s) + self.device.duration_s(effect.job)
+        await Pause(self._free_s - now_s)
         self.handle(await self._hands.compute(effect))
 
     async def _persist(self, effect: PersistLog) -> None:

@@ -60,9 +60,9 @@ def admit(driver: Driver, number: int, request_id: int | None = None) -> list[Ef
     return driver.handle(BodyEnded(request_id, None))
 
 
-def forward(driver: Driver, number: int) -> list[Effect]:
+def forward(driver: Driver, number: int, after_s: float = 0.0) -> list[Effect]:
     """The device ends the forward of a microbatch."""
-    return driver.handle(ComputeEnded(ForwardDone(MicrobatchId(number), body(f"z{number}"), None)))
+    return driver.handle(ComputeEnded(ForwardDone(MicrobatchId(number), body(f"z{number}"), None)), after_s)
 
 
 def awaiting(driver: Driver, number: int) -> Hotkey:

@@ -24,6 +24,7 @@ from orion.miner.events import (
     BackwardOffered,
     BodyEnded,
     ComputeEnded,
+    ComputeRefused,
     Forward,
     ForwardDone,
     ForwardOffered,
@@ -33,7 +34,7 @@ from orion.miner.events import (
     SendOutcome,
 )
 
-ONE = MicrobatchId(1)
+ONE, TWO = MicrobatchId(1), MicrobatchId(2)
 
 
 # --- the straight way -------------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ def test_first_stage_leases_runs_and_reports_a_trip() -> None:
     ]
 
     assert driver.lease(1, 2, 3) == [Compute(Forward(ONE, DataId(101)))]
-    effects = forward(driver, 1)
+    effects = forward(driver, 1, after_s=1.0)
     send = sent(effects)
     assert send.peer in (hotkey_of(1, 0), hotkey_of(1, 1))
     assert send.transfer.path == (driver.me,)
@@ -58,9 +59,9 @@ def test_first_stage_leases_runs_and_reports_a_trip() -> None:
     effects = gradient_arrives(driver, 1, send.peer)
     assert of_kind(effects, Accept)
 
-    # The device is still at the forward of 2; backward comes before the forward of 3.
-    effects = forward(driver, 2)
+    # The device is still at the forward of 2; backward comes before the forward of 3, which takes too long to wait for.
     assert of_kind(effects, Compute) == [Compute(Backward(ONE))]
+    assert of_kind(forward(driver, 2, after_s=1.0), Compute) == []
     effects = driver.handle(ComputeEnded(BackwardDone(ONE, None)))
     assert FreeTensors(ONE) in effects
     assert Compute(Forward(MicrobatchId(3), DataId(103))) in effects
@@ -127,10 +128,45 @@ def test_an_inner_step_comes_as_soon_as_a_batch_is_full() -> None:
 
     driver.handle(ComputeEnded(ForwardDone(ONE, body("g1"), 3.5)))
     effects = driver.handle(ComputeEnded(ForwardDone(MicrobatchId(2), body("g2"), 3.5)))
-    assert of_kind(effects, Compute) == [Compute(InnerStep(0, 1.0))]
-    effects = driver.handle(ComputeEnded(InnerStepDone(2, None)))
-    assert of_kind(effects, Compute) == [Compute(Forward(MicrobatchId(3), DataId(103)))]
+    assert of_kind(effects, Compute) == [Compute(InnerStep(0, 1.0)), Compute(Forward(MicrobatchId(3), DataId(103)))]
+    driver.handle(ComputeEnded(InnerStepDone(2, None)))
     assert driver.core.heartbeat(0, 0).inner_step == 1
+
+
+def test_while_it_is_open_whether_a_batch_is_full_nothing_is_decided() -> None:
+    driver = Driver(2)
+    driver.start()
+    effects = [effect for number in (1, 2, 3) for effect in admit(driver, number)]
+    assert of_kind(effects, Compute) == [Compute(Forward(ONE, DataId(101))), Compute(Forward(TWO, DataId(102)))]
+
+    assert of_kind(driver.handle(ComputeEnded(ForwardDone(ONE, body("g1"), 3.5))), Compute) == []
+    effects = driver.handle(ComputeEnded(ComputeRefused(TWO, "not finite")))
+
+    assert of_kind(effects, Compute) == [Compute(Forward(MicrobatchId(3), DataId(103)))], "one gradient is missing"
+
+
+def test_a_forward_waits_for_the_device_only_where_it_is_quick() -> None:
+    for forward_s, num_ahead in ((0.05, 1), (0.5, 0)):
+        driver = Driver(1)
+        driver.start()
+        for number in (1, 2, 3):
+            admit(driver, number)
+        effects = forward(driver, 1, after_s=forward_s)
+        assert len(of_kind(effects, Compute)) == 1 + num_ahead
+
+
+def test_a_backward_waits_for_the_device_however_long_it_takes() -> None:
+    driver = Driver(1)
+    driver.start()
+    admit(driver, 1)
+    peer = sent(forward(driver, 1, after_s=9.0)).peer
+    driver.handle(SendEnded(ONE, Direction.ACTIVATION, peer, SendOutcome.ACCEPTED, 0.01))
+    assert of_kind(admit(driver, 2), Compute) == [Compute(Forward(TWO, DataId(102)))]
+
+    assert of_kind(gradient_arrives(driver, 1, peer), Compute) == [Compute(Backward(ONE))]
+
+    assert sent(forward(driver, 2)).transfer.microbatch_id == TWO
+    assert sent(driver.handle(ComputeEnded(BackwardDone(ONE, body("g1"))))).transfer.direction is Direction.GRADIENT
 
 
 # --- admission --------------------------------------------------------------------------------------------------------

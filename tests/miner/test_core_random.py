@@ -125,7 +125,10 @@ class Chaos:
     # --- effects end --------------------------------------------------------------------------------------------------
 
     def end_one(self) -> None:
-        effect = self.pending.pop(self.rng.randrange(len(self.pending)))
+        effect = self.rng.choice(self.pending)
+        if isinstance(effect, Compute):  # a device ends its jobs in order
+            effect = next(other for other in self.pending if isinstance(other, Compute))
+        self.pending.remove(effect)
         self.take(self.ending(effect))
 
     def ending(self, effect: Effect) -> Event:
