@@ -210,3 +210,25 @@ def pipeline(
         print_table(table)
     if table.misses() and not quick:
         raise typer.Exit(1)
+
+
+@bench_app.command()
+def transport(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Few activations: no bar is held against it.")] = False,
+    repetitions: Annotated[int, typer.Option(min=1, max=100, help="Of each way, taking turns.")] = 9,
+    as_json: Json = False,
+) -> None:
+    """How fast signed, checked activations move between two processes. Exits 1 when a bar does not hold."""
+    from orion.bench.transport.study import measure
+    from orion.common.clock import SystemClock
+
+    study = measure(SystemClock(), 1 if quick else repetitions, 8 if quick else 200)
+    report = study.as_json()
+    if as_json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name}: {value}")
+    if study.faults() and not quick:
+        raise typer.Exit(1)

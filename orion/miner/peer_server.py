@@ -6,17 +6,20 @@ by their number at a time.
 """
 
 import asyncio
+from functools import partial
 
 from aiohttp import web
 
 from orion.common.config import RunSpec
 from orion.common.ids import Direction, Hotkey
-from orion.common.net.aiohttp_server import build_app, json_answer, signed_json, signed_transfer
+from orion.common.net.aiohttp_server import add_tensor_route, build_app, json_answer, signed_json, signed_transfer
 from orion.common.net.gate import Gate
+from orion.common.net.tensor_request import TensorRequest
 from orion.common.net.tensor_server import receive_body, tensor_answer
 from orion.common.protocol import routes
 from orion.common.protocol.codec import transfer_spec
 from orion.common.protocol.messages import (
+    Accepted,
     Cancel,
     Done,
     HoldsQuery,
@@ -61,6 +64,7 @@ class PeerServer:
         monitor: BoundaryMonitor,
     ) -> None:
         self._spec = spec
+        self._gate = gate
         self._core = core
         self._desk = desk
         self._cache = cache
@@ -68,22 +72,16 @@ class PeerServer:
         self._monitor = monitor
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self.app = build_app(gate)
-        self.app.router.add_post(routes.FORWARD, self._forward)
-        self.app.router.add_post(routes.BACKWARD, self._backward)
+        add_tensor_route(self.app, routes.FORWARD, partial(self._offered, direction=Direction.ACTIVATION))
+        add_tensor_route(self.app, routes.BACKWARD, partial(self._offered, direction=Direction.GRADIENT))
         self.app.router.add_post(routes.CANCEL, self._cancel)
         self.app.router.add_post(routes.HOLDS, self._holds)
         self.app.router.add_post(routes.LOG, self._log)
         self.app.router.add_post(routes.EVIDENCE, self._evidence_body)
         self.app.router.add_get(routes.HEALTH, self._health)
 
-    async def _forward(self, request: web.Request) -> web.StreamResponse:
-        return await self._offered(request, Direction.ACTIVATION)
-
-    async def _backward(self, request: web.Request) -> web.StreamResponse:
-        return await self._offered(request, Direction.GRADIENT)
-
-    async def _offered(self, request: web.Request, direction: Direction) -> web.StreamResponse:
-        sender, transfer = await signed_transfer(request)
+    async def _offered(self, request: TensorRequest, direction: Direction) -> Accepted:
+        sender, transfer = signed_transfer(self._gate, request)
         if transfer.direction is not direction:
             raise refused(RefusalCode.MALFORMED, f"this route takes no {transfer.direction}")
         answer = await self._desk.ask(self._offer(sender, transfer))
@@ -91,7 +89,7 @@ class PeerServer:
             answer = await self._read_body(request, answer.request_id, transfer)
         match answer:
             case Accept(_, accepted):
-                return json_answer(accepted)
+                return accepted
             case Refuse(_, refusal):
                 raise RefusedError(refusal)
             case _:
@@ -103,7 +101,7 @@ class PeerServer:
             return ForwardOffered(request_id, sender, transfer)
         return BackwardOffered(request_id, sender, transfer)
 
-    async def _read_body(self, request: web.Request, request_id: int, transfer: Transfer) -> Answer:
+    async def _read_body(self, request: TensorRequest, request_id: int, transfer: Transfer) -> Answer:
         """Takes the body in; whatever happens, the core hears how that ended."""
         try:
             parcel = await self._receive(request, transfer)
@@ -129,7 +127,7 @@ class PeerServer:
             summary = self._monitor.measure(tensor)
         self._monitor.took(sender_of(transfer), transfer.direction, summary)
 
-    async def _receive(self, request: web.Request, transfer: Transfer) -> Parcel:
+    async def _receive(self, request: TensorRequest, transfer: Transfer) -> Parcel:
         expected = transfer_spec(self._spec, transfer.direction, transfer.to_stage)
         timeout_s = BODY_GRACE_S + transfer.size_bytes / self._spec.time_limits.bandwidth_floor_bytes_per_s
         return Parcel(*await receive_body(request, transfer, expected, timeout_s=timeout_s))

@@ -1,4 +1,4 @@
-"""The receiving end on aiohttp, for the miner's peers; tensors are `tensor_server`'s part.
+"""The receiving end for the miner's peers: aiohttp, and for tensors `tensor_connection`, on the same port.
 
 Owns how requests are read and answered. Every body is bounded before it is read, and every read has a time limit, so
 that neither a large nor a slow sender holds memory.
@@ -7,13 +7,16 @@ that neither a large nor a slow sender holds memory.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import ClientPayloadError, web
 
-from orion.common.ids import Hotkey
+from orion.common.ids import Digest, Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
-from orion.common.net.http import SERVER_KEEPALIVE_S
+from orion.common.net.http import SERVER_KEEPALIVE_S, receive_exact
+from orion.common.net.tensor_connection import HEAD_BYTES_MAX, LINGER_S, TensorConnection, close_all
+from orion.common.net.tensor_request import TensorHandler, TensorRequest
 from orion.common.protocol.messages import (
     Message,
     Refusal,
@@ -26,15 +29,12 @@ MessageT = TypeVar("MessageT", bound=Message)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GATE = web.AppKey("gate", Gate)
+TENSORS: web.AppKey[dict[str, TensorHandler]] = web.AppKey("tensors")
 
 READ_TIMEOUT_S = 30.0
 """For a JSON body to arrive."""
-_LINE_BYTES_MAX = 64 * 1024
-"""A tensor's query names the path so far: 512 stages take 30 KB."""
 _READ_BUFFER_BYTES = 1 << 20
 """What may lie received and unread per connection before the sender is slowed down."""
-_LINGER_S = 1.0
-"""How long the rest of a refused body is read and thrown away, so that the refusal reaches its sender."""
 _SHUTDOWN_S = 1.0
 """What requests under way are given when a server closes."""
 
@@ -43,7 +43,19 @@ def build_app(gate: Gate) -> web.Application:
     """An application whose handlers may raise RefusedError and use the functions below."""
     app = web.Application(middlewares=[_answer_refusals])
     app[GATE] = gate
+    app[TENSORS] = {}
     return app
+
+
+def add_tensor_route(app: web.Application, route: str, handler: TensorHandler) -> None:
+    """Has a handler answer POSTs of tensors."""
+    app[TENSORS][route] = handler
+
+    async def over_framework(request: web.Request) -> web.StreamResponse:
+        """What came in another way than `TensorConnection` takes."""
+        return json_answer(await handler(_FrameworkRequest(request)))
+
+    app.router.add_post(route, over_framework)
 
 
 @asynccontextmanager
@@ -53,17 +65,21 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         app,
         access_log=None,
         keepalive_timeout=SERVER_KEEPALIVE_S,
-        max_line_size=_LINE_BYTES_MAX,
+        max_line_size=HEAD_BYTES_MAX,
         read_bufsize=_READ_BUFFER_BYTES,
-        lingering_time=_LINGER_S,
+        lingering_time=LINGER_S,
         shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()
+    connections: set[TensorConnection] = set()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield runner.addresses[0][1]
+        assert runner.server is not None
+        tensors: dict[str, TensorHandler] = app.get(TENSORS, {})
+        connect = partial(TensorConnection, tensors, runner.server, connections)
+        async with await asyncio.get_running_loop().create_server(connect, host, port) as server:
+            yield server.sockets[0].getsockname()[1]
     finally:
+        await close_all(connections, _SHUTDOWN_S)
         await runner.cleanup()
 
 
@@ -75,10 +91,11 @@ async def signed_json(
     return _check(request, body), parse_request(message_type, body)
 
 
-async def signed_transfer(request: web.Request) -> tuple[Hotkey, Transfer]:
+def signed_transfer(gate: Gate, request: TensorRequest) -> tuple[Hotkey, Transfer]:
     """Sender and description of a tensor request, before anything of its body is read. Raises RefusedError."""
-    sender = _check(request, b"")
-    described = request.query.get("transfer")
+    query = request.query
+    sender = gate.check(request.method, request.target, query, request.headers, b"")
+    described = query.get("transfer")
     if described is None:
         raise refused(RefusalCode.MALFORMED, "the query has no transfer")
     return sender, parse_request(Transfer, described)
@@ -100,6 +117,21 @@ async def arrival(timeout_s: float) -> AsyncIterator[None]:
 def json_answer(message: Message, status: int = 200) -> web.Response:
     """A message as an answer."""
     return web.Response(body=message.model_dump_json().encode(), status=status, content_type="application/json")
+
+
+class _FrameworkRequest:
+    """A tensor request that the framework reads (`TensorRequest`)."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.method = request.method
+        self.target = request.raw_path
+        self.query = request.query
+        self.headers = request.headers
+        self.content_length = request.content_length
+
+    async def receive(self, size_bytes: int, digest: Digest) -> memoryview:
+        return memoryview(await receive_exact(self._request.content, size_bytes, digest))
 
 
 def _check(request: web.Request, body: bytes) -> Hotkey:

@@ -7,7 +7,8 @@ from aiohttp import web
 from torch import Tensor
 
 from orion.common.net.aiohttp_server import arrival
-from orion.common.net.http import body_chunks, receive_exact
+from orion.common.net.http import body_chunks
+from orion.common.net.tensor_request import TensorRequest
 from orion.common.protocol.codec import Body, body_size, check_finite, decode, received_body
 from orion.common.protocol.messages import (
     RefusalCode,
@@ -21,7 +22,7 @@ _CHECK_INLINE_BYTES_MAX = 4 * 1024 * 1024
 
 
 async def receive_body(
-    request: web.Request, transfer: Transfer, expected: Mapping[str, TensorSpec], *, timeout_s: float
+    request: TensorRequest, transfer: Transfer, expected: Mapping[str, TensorSpec], *, timeout_s: float
 ) -> tuple[dict[str, Tensor], Body]:
     """A request's body: exactly the expected tensors, all finite, and the same memory as a body to hand on.
 
@@ -34,7 +35,7 @@ async def receive_body(
         code = RefusalCode.TOO_LARGE if announced > size_bytes else RefusalCode.BAD_TENSOR
         raise refused(code, f"{announced} bytes are announced, the tensors of this run take {size_bytes}")
     async with arrival(timeout_s):
-        buffer = await receive_exact(request.content, size_bytes, transfer.digest)
+        buffer = await request.receive(size_bytes, transfer.digest)
     tensors = decode(buffer, expected, size_bytes)
     body = received_body(buffer, expected, transfer.digest)
     if size_bytes > _CHECK_INLINE_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""Tensor bodies between two aiohttp ends: taken whole and checked, or refused, and never half kept."""
+"""Tensor bodies over loopback: taken whole and checked, or refused, and never half kept."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from orion.common.ids import DataId, Digest, Direction, MicrobatchId
 from orion.common.net import aiohttp_server
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
+from orion.common.net.tensor_request import TensorRequest
 from orion.common.net.tensor_server import receive_body, tensor_answer
 from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.messages import (
@@ -56,21 +57,22 @@ def transfer_of(body: Body, **changed: object) -> Transfer:
 class Receiver:
     """A server that keeps what it took."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
         self.taken: list[dict[str, Tensor]] = []
         self.base_url = ""
         self.evidence = encode({})
 
-    async def forward(self, request: web.Request) -> web.Response:
-        sender, transfer = await aiohttp_server.signed_transfer(request)
+    async def forward(self, request: TensorRequest) -> Accepted:
+        sender, transfer = aiohttp_server.signed_transfer(self.gate, request)
         assert sender == CLIENT
         received, body = await receive_body(request, transfer, EXPECTED, timeout_s=RECEIVE_TIMEOUT_S)
         assert (body.digest, body.tobytes()) == (transfer.digest, encode(received).tobytes())
         self.taken.append(received)
-        return aiohttp_server.json_answer(Accepted(credits=3, queued=1))
+        return Accepted(credits=3, queued=1)
 
-    async def busy(self, request: web.Request) -> web.Response:
-        await aiohttp_server.signed_transfer(request)
+    async def busy(self, request: TensorRequest) -> Accepted:
+        aiohttp_server.signed_transfer(self.gate, request)
         raise refused(RefusalCode.BUSY, "no credits", retry_after_s=0.1)
 
     async def hand_over(self, request: web.Request) -> web.StreamResponse:
@@ -78,12 +80,15 @@ class Receiver:
         return tensor_answer(self.evidence)
 
 
-@pytest.fixture
-async def receiver(gate: Gate) -> AsyncIterator[Receiver]:
-    receiver = Receiver()
+@pytest.fixture(params=["direct", "framework"])
+async def receiver(request: pytest.FixtureRequest, gate: Gate) -> AsyncIterator[Receiver]:
+    """Once as peers meet it, and once with every tensor read by the framework, as it reads unusual requests."""
+    receiver = Receiver(gate)
     app = aiohttp_server.build_app(gate)
-    app.router.add_post("/forward", receiver.forward)
-    app.router.add_post("/busy", receiver.busy)
+    aiohttp_server.add_tensor_route(app, "/forward", receiver.forward)
+    aiohttp_server.add_tensor_route(app, "/busy", receiver.busy)
+    if request.param == "framework":
+        app[aiohttp_server.TENSORS].clear()
     app.router.add_post("/evidence", receiver.hand_over)
     async with aiohttp_server.serve(app, "127.0.0.1", 0) as port:
         receiver.base_url = f"http://127.0.0.1:{port}"
