@@ -9,6 +9,7 @@ ends exactly once, and is freed in that moment; what is computed is logged, in o
 between outer steps.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -150,6 +151,10 @@ class MinerCore:
     def num_applied(self) -> int:
         """Microbatches applied since the process started."""
         return self._table.num_applied_total
+
+    def stands(self) -> Counter[Stand]:
+        """How many microbatches stand where."""
+        return Counter(item.stand for item in self._table.held())
 
     @property
     def run_is_over(self) -> bool:

@@ -57,6 +57,8 @@ class LeaseBook:
     num_started: int = 0
     num_applied: int = 0
     num_cancelled: int = 0
+    num_released: int = 0
+    """Trips whose data id was on another one before, which was cancelled."""
 
     def open(self, outer_step: int, share: int) -> None:
         """Puts the share of an outer step up for lease."""
@@ -97,6 +99,7 @@ class LeaseBook:
             lessees[lessee] = lessees.get(lessee, 0) + len(leased)
             self.newest_of[lessee] = leased[-1].microbatch_id
         self.num_started += len(leased)
+        self.num_released += sum(trip.attempt > 1 for trip in leased)
         return leased
 
     def leased_from(self, lessee: Hotkey, first: MicrobatchId) -> list[Trip]:

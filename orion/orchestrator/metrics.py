@@ -69,6 +69,10 @@ class RunCollector(Collector):
         microbatches.add_metric(["applied"], status.microbatches_applied)
         microbatches.add_metric(["cancelled"], status.microbatches_cancelled)
         yield microbatches
+        repairs = CounterMetricFamily("orion_repairs", "Microbatches that outlived a lost miner", labels=["kind"])
+        for kind, number in status.microbatches_repaired:
+            repairs.add_metric([kind], number)
+        yield repairs
         yield CounterMetricFamily("orion_tokens", "Tokens of applied microbatches", value=status.tokens)
         checks = CounterMetricFamily("orion_checks", "Verdicts of validators", labels=["passed"])
         checks.add_metric(["true"], status.num_checks - status.num_verdicts_failed)

@@ -138,6 +138,7 @@ def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
     stage = state.stage_of(member)
     if heartbeat.boundary is not None:
         member.boundary = heartbeat.boundary
+    _count_repairs(state, member.heartbeat, heartbeat)
     member.heartbeat = heartbeat.model_copy(update={"boundary": None})
     member.ready_outer_step = heartbeat.ready_outer_step
     release_if_clear(state, member)
@@ -148,6 +149,16 @@ def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
     elif member.state is MemberState.JOINING and member.trusts_ready(stage.outer_step, state.memory.now_s):
         state.set_state(member, MemberState.READY)
     return Done()
+
+
+def _count_repairs(state: RunState, before: Heartbeat | None, heartbeat: Heartbeat) -> None:
+    """Miners count since their process started: where a count has fallen, another one has begun."""
+    if before is None or heartbeat.rerouted < before.rerouted or heartbeat.spliced < before.spliced:
+        state.memory.num_rerouted += heartbeat.rerouted
+        state.memory.num_spliced += heartbeat.spliced
+    else:
+        state.memory.num_rerouted += heartbeat.rerouted - before.rerouted
+        state.memory.num_spliced += heartbeat.spliced - before.spliced
 
 
 def _must_hold_anchor(stage: StageProgress, heartbeat: Heartbeat) -> bool:

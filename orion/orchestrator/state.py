@@ -78,6 +78,9 @@ class Memory:
     leases: LeaseBook = field(default_factory=LeaseBook)
     losses: LossHistory = field(default_factory=LossHistory)
     objects: ObjectBook = field(default_factory=ObjectBook)
+    num_rerouted: int = 0
+    num_spliced: int = 0
+    """Repairs of microbatches, as miners' heartbeats counted them; those after a miner's last one are not known."""
     num_notices: int = 0
     """Ever given."""
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=NOTICES_MAX))

@@ -35,6 +35,7 @@ from orion.common.protocol.records import (
     MinerStatus,
     PathwayQuery,
     Pathways,
+    Repairs,
     RunStatus,
 )
 from orion.common.protocol.refusals import refused
@@ -113,6 +114,9 @@ def status(state: RunState, now_s: float) -> RunStatus:
         microbatches_started=leases.num_started,
         microbatches_applied=leases.num_applied,
         microbatches_cancelled=leases.num_cancelled,
+        microbatches_repaired=Repairs(
+            rerouted=memory.num_rerouted, spliced=memory.num_spliced, released=leases.num_released
+        ),
         tokens=leases.num_applied * state.spec.tokens_per_microbatch,
         anchors_equal=memory.anchors_equal,
         num_checks=memory.ledger.num_checks,

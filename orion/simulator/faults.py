@@ -17,6 +17,8 @@ class FaultKind(StrEnum):
     """A miner's process ends and never comes back."""
     RESTART = "restart"
     """A miner's process ends; after `duration_s` a new one begins under the same hotkey, knowing nothing."""
+    STOP = "stop"
+    """A miner's process stands still for `duration_s`, its connections open, and then goes on where it was."""
     ORCHESTRATOR_RESTART = "orchestrator_restart"
     """The orchestrator's process ends; after `duration_s` a new one begins from the journal."""
     DELAY = "delay"

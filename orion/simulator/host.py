@@ -73,21 +73,45 @@ class Host:
         self.clock = clock
         self.network = network
         self.is_alive = False
+        self.is_stopped = False
+        self._missed: list[Callable[[], None]] = []
+        """What would have happened while it was stopped, in order."""
         self._rate_share = rate_share
         self._work: dict[Work, None] = {}
 
     def start(self) -> None:
         """The process comes up."""
         self.is_alive = True
-        self.network.attach(self.address, self.serve, self._rate_share)
+        self.network.attach(self.address, self._take_request, self._rate_share)
 
     def kill(self) -> None:
         """The process ends without a word."""
         self.is_alive = False
         self.network.detach(self.address)
+        self._missed.clear()
         for work in tuple(self._work):
             work.close()
         self._work.clear()
+
+    def stop(self) -> None:
+        """The process is stopped (SIGSTOP): its connections stay, and nothing of it goes on until `resume`."""
+        self.is_stopped = True
+
+    def resume(self) -> None:
+        """The process goes on, with all that came meanwhile."""
+        self.is_stopped = False
+        missed, self._missed = self._missed, []
+        for action in missed:
+            self.run_or_defer(action)
+
+    def run_or_defer(self, action: Callable[[], None]) -> None:
+        """`action` happens now if the process runs, once it is resumed if it is stopped, and never if it has ended."""
+        if not self.is_alive:
+            return
+        if self.is_stopped:
+            self._missed.append(action)
+        else:
+            action()
 
     def serve(self, source: Address, request: object, respond: Respond) -> None:
         """Takes a request that arrived."""
@@ -95,18 +119,23 @@ class Host:
 
     def after(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """`action` happens after that long, if the process still runs."""
-        return self.clock.schedule(delay_s, lambda: action() if self.is_alive else None)
+        return self.clock.schedule(delay_s, lambda: self.run_or_defer(action))
 
     def spawn(self, work: Work) -> None:
         """Begins a piece of work; it goes on by itself until it ends or the process does."""
         self._work[work] = None
         self._resume(work, None)
 
-    def cancel(self, work: Work) -> None:
-        """Ends a piece of work where it waits."""
-        if work in self._work:
-            del self._work[work]
-            work.close()
+    def cancel(self, work: Work) -> bool:
+        """Ends a piece of work where it waits; whether it had not ended by itself."""
+        if work not in self._work:
+            return False
+        del self._work[work]
+        work.close()
+        return True
+
+    def _take_request(self, source: Address, request: object, respond: Respond) -> None:
+        self.run_or_defer(lambda: self.serve(source, request, respond))
 
     def _resume(self, work: Work, answer: object | None) -> None:
         if work not in self._work:
@@ -127,7 +156,10 @@ class Host:
                 raise AssertionError(f"a simulated process awaits {step!r}, which nobody ends")
 
     def _send(self, ask: Ask, on_end: Callable[[object | None], None]) -> None:
-        self.network.request(self.address, ask.target, ask.request, ask.size_bytes, on_end, timeout_s=ask.timeout_s)
+        def heard(answer: object | None) -> None:
+            self.run_or_defer(lambda: on_end(answer))
+
+        self.network.request(self.address, ask.target, ask.request, ask.size_bytes, heard, timeout_s=ask.timeout_s)
 
     def _send_all(self, work: Work, asks: Sequence[Ask]) -> None:
         answers: list[object | None] = [None] * len(asks)

@@ -101,6 +101,8 @@ class Injector:
         match record.fault.kind:
             case FaultKind.CRASH | FaultKind.RESTART:
                 self._crash(record)
+            case FaultKind.STOP:
+                self._stop(record)
             case FaultKind.ORCHESTRATOR_RESTART:
                 self._restart_orchestrator(record)
             case FaultKind.SLOW_DEVICE:
@@ -113,7 +115,7 @@ class Injector:
     def _can_begin(self, fault: Fault) -> bool:
         """Whether the process that is to end is up."""
         match fault.kind:
-            case FaultKind.CRASH | FaultKind.RESTART:
+            case FaultKind.CRASH | FaultKind.RESTART | FaultKind.STOP:
                 return self._swarm.is_miner_alive(fault.miner)
             case FaultKind.ORCHESTRATOR_RESTART:
                 return self._swarm.orchestrator.is_alive
@@ -126,6 +128,12 @@ class Injector:
         record.count = _one
         if fault.kind is FaultKind.RESTART:
             self._clock.schedule(fault.duration_s, lambda: self._swarm.start_miner(fault.miner))
+
+    def _stop(self, record: _Record) -> None:
+        miner = self._swarm.miners[record.fault.miner]
+        miner.stop()
+        record.count = _one
+        self._clock.schedule(record.fault.duration_s, miner.resume)
 
     def _restart_orchestrator(self, record: _Record) -> None:
         self._swarm.kill_orchestrator()

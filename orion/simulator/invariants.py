@@ -175,7 +175,7 @@ class Invariants:
         for (host, microbatch_id), deadline_s in tuple(self._held.items()):
             if not host.is_alive:
                 del self._held[(host, microbatch_id)]
-            elif due_s > deadline_s:
+            elif due_s > deadline_s and not host.is_stopped:
                 assert self._computing.get(host) == microbatch_id, f"2: {host.address} still holds {microbatch_id}"
         self._next_deadline_s = min(self._held.values(), default=math.inf)
 

@@ -267,8 +267,8 @@ class MinerHost(Host):
             self.handle(ending)
 
         def give_up() -> None:
-            self.cancel(work)
-            self.handle(failed(deed, TimeoutError(f"over {limit_s:g} s")))
+            if self.cancel(work):
+                self.handle(failed(deed, TimeoutError(f"over {limit_s:g} s")))
 
         work = attempt()
         timer = self.after(limit_s, give_up)
@@ -375,8 +375,4 @@ class MinerHost(Host):
             return
         if self._wake is not None:
             self._wake.cancel()
-        self._wake = self.clock.schedule_at(wake_s, self._woken)
-
-    def _woken(self) -> None:
-        if self.is_alive:
-            self.handle(Ticked())
+        self._wake = self.clock.schedule_at(wake_s, lambda: self.run_or_defer(lambda: self.handle(Ticked())))

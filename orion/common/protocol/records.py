@@ -278,6 +278,17 @@ class LossPoint(Message):
     time_s: UnixSeconds
 
 
+class Repairs(Message):
+    """Microbatches that outlived a miner which was lost, by what saved them."""
+
+    rerouted: Count = 0
+    """Another replica took them, and they went forward anew from there on; miners say so."""
+    spliced: Count = 0
+    """A replacement took the lost one's place between the stages that both still held them; miners say so."""
+    released: Count = 0
+    """Their trip was cancelled, and their data leased again."""
+
+
 class RunStatus(Message):
     """What `orion status` and the live view show. Public."""
 
@@ -294,6 +305,7 @@ class RunStatus(Message):
     microbatches_started: Count
     microbatches_applied: Count
     microbatches_cancelled: Count
+    microbatches_repaired: Repairs = Repairs()
     tokens: Count
     """Of applied microbatches."""
     anchors_equal: bool
