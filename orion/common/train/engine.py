@@ -140,9 +140,13 @@ class StageEngine:
         self._optimizer = build_inner_optimizer(self._master, matrix_params(self._stage), inner)
         num_params = sum(param.numel() for param in self._master.values())
         self._norm_bound = clip_share(num_params, total_params, inner.clip_norm)
-        self._gradient_sums = {name: torch.zeros_like(param) for name, param in self._master.items()}
+        self._gradient_sums: list[Tensor] = []
+        """fp32, in the order of the parameters, each microbatch weighted by its tokens ÷ those of the first; empty
+        while nothing is accumulated."""
         self._num_accumulated = 0
         self._accumulated_tokens = 0
+        self._first_tokens = 0
+        """Of the first microbatch in the sums."""
         self._held: dict[MicrobatchId, _Held] = {}
         self._state: OuterState | None = None
         self._version = self._publish(0)
@@ -285,11 +289,10 @@ class StageEngine:
         if self._num_accumulated == 0:
             raise EngineUseError("no gradients are accumulated")
         num_microbatches = self._num_accumulated
-        gradients = self._gradient_sums
-        for gradient in gradients.values():
-            gradient.mul_(1.0 / self._accumulated_tokens)
-        norm = clip_in_place(list(gradients.values()), self._norm_bound)
+        mean_scale = self._first_tokens / self._accumulated_tokens
+        norm = clip_in_place(self._gradient_sums, self._norm_bound, mean_scale)
         if norm.is_finite:
+            gradients = dict(zip(self._master, self._gradient_sums, strict=True))
             self._optimizer.step(gradients, share * learning_rate_factor(self._inner.schedule, inner_step_index))
             project_params(self._stage)
             self._version = self._publish(self._version.number + 1)
@@ -313,12 +316,20 @@ class StageEngine:
         if not bool(output.detach().isfinite().all()):
             raise NonFiniteError(f"microbatch {microbatch_id}: the stage's output is not finite")
         input_grad_BTC = None if held.x_BTC is None else self._send(microbatch_id, gradients[-1])
-        num_tokens = held.ids_BT.numel()
-        for total, gradient in zip(self._gradient_sums.values(), gradients, strict=False):
-            total.add_(gradient, alpha=num_tokens)
+        self._add_up(gradients[: len(params)], held.ids_BT.numel())
+        return input_grad_BTC
+
+    def _add_up(self, gradients: tuple[Tensor, ...], num_tokens: int) -> None:
+        if not self._gradient_sums:
+            # Not copied: autograd has made each for its parameter alone, since no parameter is merely added to another.
+            self._gradient_sums = [gradient.to(torch.float32) for gradient in gradients]
+            self._first_tokens = num_tokens
+        elif num_tokens == self._first_tokens:
+            torch._foreach_add_(self._gradient_sums, gradients)
+        else:
+            torch._foreach_add_(self._gradient_sums, gradients, alpha=num_tokens / self._first_tokens)
         self._num_accumulated += 1
         self._accumulated_tokens += num_tokens
-        return input_grad_BTC
 
     def _run(self, held: _Held) -> Tensor:
         output: Any = functional_call(self._stage, dict(held.version.params), (held.x_BTC, held.ids_BT))
@@ -333,10 +344,9 @@ class StageEngine:
         return Version(number, params)
 
     def _clear_gradients(self) -> None:
-        for gradient in self._gradient_sums.values():
-            gradient.zero_()
+        self._gradient_sums = []
         self._num_accumulated = 0
-        self._accumulated_tokens = 0
+        self._accumulated_tokens = self._first_tokens = 0
 
     def _require_input(self, x_BTC: Tensor | None) -> None:
         if (x_BTC is None) != self._is_first:

@@ -117,6 +117,18 @@ def test_clipping_scales_all_gradients_together() -> None:
     assert float(gradients[0][0, 0] / gradients[1][0]) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("norm_bound", "expected"), [(1.0, 1.0), (9.0, math.sqrt(13))])
+def test_clipping_looks_at_what_was_scaled_first(norm_bound: float, expected: float) -> None:
+    gradients = [torch.full((3, 4), 2.0), torch.full((4,), 1.0)]
+
+    found = clip_in_place(gradients, norm_bound, 0.5)
+
+    assert found.norm == pytest.approx(math.sqrt(13))
+    assert found.clipped is (norm_bound < found.norm)
+    left = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+    assert left == pytest.approx(expected, rel=1e-4)
+
+
 def test_clipping_leaves_small_and_broken_gradients_alone() -> None:
     small, broken = [torch.ones(4)], [torch.tensor([1.0, math.nan]), torch.tensor([math.inf])]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orion.common.train.muon import Muon, orthogonalise
+from orion.common.train.muon import Muon, _iterate, _iterate_gram, orthogonalise
 
 SHAPES = [(32, 32), (16, 32), (48, 32), (32, 48), (32, 32)]
 
@@ -41,6 +41,18 @@ def test_orthogonalised_matrices_keep_directions_and_have_singular_values_near_o
     assert values.max() < 1.3
     u, _, vt = torch.linalg.svd(matrix[0], full_matrices=False)
     assert torch.cosine_similarity(orthogonalise(matrix)[0].flatten(), (u @ vt).flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("rank", [16, 3])
+@pytest.mark.parametrize("num_columns", [32, 80])
+def test_long_matrices_go_through_their_gram_matrix_to_the_same_result(num_columns: int, rank: int) -> None:
+    matrices_KMN = gaussian(7, 3, 16, rank) @ gaussian(8, 3, rank, num_columns)
+    x_KMN = matrices_KMN / torch.linalg.matrix_norm(matrices_KMN, keepdim=True)
+
+    found_KMN = orthogonalise(matrices_KMN)
+
+    assert torch.equal(found_KMN, _iterate_gram(x_KMN)), "the cheaper way is taken"
+    torch.testing.assert_close(found_KMN, _iterate(x_KMN), rtol=0.0, atol=1e-4)
 
 
 def test_only_matrices_are_taken() -> None:
