@@ -153,6 +153,37 @@ def adversaries(
 
 
 @bench_app.command()
+def churn(
+    *,
+    blows: Annotated[int, typer.Option(min=3, max=1000, help="Miners that are killed, stopped or cut off.")] = 6,
+    every_s: Annotated[float, typer.Option(min=2.0, help="Seconds between two of them.")] = 20.0,
+    undisturbed_s: Annotated[float, typer.Option(min=5.0, help="Seconds of the undisturbed run.")] = 60.0,
+    data: Annotated[Path, typer.Option(help="Folder for prepared data.")] = Path(".orion/data"),
+    seed: Annotated[int, typer.Option(min=0, help="Of who is struck.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """What losing a miner again and again costs a swarm of real processes. Exits 1 when a bar does not hold."""
+    import asyncio
+    import os
+
+    from orion.bench.churn.study import Settings, run_study
+    from orion.common.clock import SystemClock
+
+    settings = Settings(num_blows=blows, every_s=every_s, undisturbed_s=undisturbed_s, seed=seed)
+    figures = asyncio.run(run_study(settings, data, SystemClock(), dict(os.environ)))
+    faults = figures.faults()
+    if as_json:
+        print(json.dumps(figures.as_json() | {"settings": asdict(settings), "faults": faults}))
+    else:
+        for name, value in figures.as_json().items():
+            print(f"{name}: {value}")
+        for fault in faults:
+            print(fault)
+    if faults:
+        raise typer.Exit(1)
+
+
+@bench_app.command()
 def replay_noise(
     *,
     preset: Annotated[str, typer.Option(help="Model.")] = "local",

@@ -63,10 +63,12 @@ async def serve(
     *,
     chain: Chain | None = None,
     on_listening: Callable[[str], None] | None = None,
+    make_worker: Callable[..., DeviceWorker] = DeviceWorker,
 ) -> None:
     """Takes part in one run until it is over, then leaves; cancelling it leaves too.
 
     Where this miner can be reached is published on `chain`, which must be able to sign for the keypair's hotkey.
+    `make_worker` makes what computes, as the constructor of `DeviceWorker` does.
     `on_listening` is called with this miner's URL once peers are served. Sets torch's threads, and takes what is loaded
     by then out of the garbage collector's sight. Raises ConfigError, DataError, TransportError, RefusedError.
     """
@@ -99,7 +101,7 @@ async def serve(
         stack.callback(archive.close)
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
-        worker = DeviceWorker(
+        worker = make_worker(
             spec,
             hotkey,
             cache=cache,

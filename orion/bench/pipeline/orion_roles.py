@@ -31,9 +31,9 @@ _POLL_S = 0.1
 ORCHESTRATOR_URI = "//orion bench/orchestrator"
 
 
-def miner_uri(stage_index: int) -> str:
-    """The development key of a stage's miner."""
-    return f"//orion bench/miner/{stage_index}"
+def miner_uri(index: int) -> str:
+    """The development key of a miner; where there is one for each stage, of that stage's."""
+    return f"//orion bench/miner/{index}"
 
 
 class OrchestratorTask(BaseModel):
@@ -44,6 +44,8 @@ class OrchestratorTask(BaseModel):
     kind: Literal["orchestrator"] = "orchestrator"
     spec_path: Path
     config: OrchestratorConfig
+    num_miners: int | None = None
+    """Keys that may take part; None: one for each stage."""
 
 
 class MinerTask(BaseModel):
@@ -74,7 +76,7 @@ class LossAnswer(BaseModel):
 async def _orchestrate(task: OrchestratorTask) -> None:
     spec = RunSpec.load(task.spec_path)
     ledger = ChainLedger()
-    for index in range(spec.num_stages):
+    for index in range(task.num_miners or spec.num_stages):
         ledger.register(hotkey_of(keypair_from_uri(miner_uri(index))))
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = orchestrator_service.serve(
