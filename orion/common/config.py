@@ -52,8 +52,9 @@ class TimeLimits(Section):
 class FlowLimits(Section):
     """Bounds on what a miner holds."""
 
-    in_flight_max: Annotated[int, Field(ge=1, le=4096)] = 6
-    """Microbatches a miner admits at a time: its credits."""
+    in_flight_max: Annotated[int, Field(ge=1, le=4096)] = 24
+    """Microbatches a miner admits at a time: its credits. How many are really in flight follows from the pipeline's own
+    time and rate; this only bounds it."""
     graph_memory_bytes: Annotated[int, Field(ge=0, le=2**50)] = 1024**3
     """Device memory for graphs that are kept from forward to backward. Beyond it only the stage's input is kept, and
     backward computes the forward again. `orion plan` says how many graphs that makes."""

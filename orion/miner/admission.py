@@ -3,6 +3,13 @@
 Owns the rules of who may send what to whom and when. Answers are a `Refusal`, a `Duplicate`, an `Adoption`, or None:
 it may come in.
 Invariant: an offer that is repeated, late or made up changes nothing and holds nothing.
+
+Credits cannot make stages wait for each other in a circle, however few there are. A microbatch that holds a credit
+waits for its device, or for a credit of the *next* stage, or for its gradient, which comes from the next stage and
+needs no credit (nor does handing it back). On the last stage it waits for the device alone, so it ends there and its
+credit is free again; and so, from the last stage to the first, is every other one. The device never waits for a credit:
+it does backward before forward, and an output that nobody takes yet lies in the cache. Which sender gets a freed
+credit is left to chance; one that never does is ended by its deadline.
 """
 
 from dataclasses import dataclass
@@ -44,6 +51,8 @@ class Situation:
     busy_hint_s: float
     has_backlog: bool
     """Too many records wait to be reported: nothing new is begun before they are."""
+    num_queued: int
+    """Passes that the device has before it."""
 
 
 def admit_forward(
@@ -68,7 +77,8 @@ def admit_forward(
             return Duplicate()
         return _refusal(RefusalCode.CONFLICT, "the microbatch has ended here")
     if table.room < 1 or situation.has_backlog:
-        return _busy("no credits", situation.busy_hint_s)
+        refusal = _busy("no credits", situation.busy_hint_s)
+        return refusal.model_copy(update={"queued": situation.num_queued})
     return None
 
 

@@ -30,6 +30,7 @@ from orion.miner.device_queue import DeviceQueue
 from orion.miner.effects import Compute, Effect, RefreshFeed, RequestJoin, RequestLease, SendReport
 from orion.miner.events import ComputeEnded, Event, Forward, Job
 from orion.miner.flow import Flow
+from orion.miner.injection import Injection
 from orion.miner.moment import Moment
 from orion.miner.notices import Notices
 from orion.miner.oplog import OpLog
@@ -53,15 +54,21 @@ QUESTION_RETRY_S = 1.0
 FEED_REFRESH_S = 2.0
 """Between two looks at the feed because of strangers, who could otherwise make us ask without end."""
 """Hint to who may not ask for logs and evidence yet."""
-QUEUE_AHEAD = 2
-"""Forwards that a first-stage miner wants to have waiting, so that its device never waits for a lease."""
 
 
 class MinerCore:
     """One miner of one run."""
 
-    def __init__(self, spec: RunSpec, hotkey: Hotkey, rng: Random, kept: Sequence[KeptLog] = ()) -> None:
-        """`kept`: the logs that earlier processes of this miner have committed to."""
+    def __init__(
+        self,
+        spec: RunSpec,
+        hotkey: Hotkey,
+        rng: Random,
+        kept: Sequence[KeptLog] = (),
+        injection: Injection | None = None,
+    ) -> None:
+        """`kept`: the logs that earlier processes of this miner have committed to. `injection`: how much a first-stage
+        miner has in flight; None: as much as the pipeline needs."""
         self._spec = spec
         self._effects: list[Effect] = []
         emit = self._effects.append
@@ -76,6 +83,7 @@ class MinerCore:
             spec, hotkey, oplog=self._oplog, reports=self._reports, notices=self._notices, emit=emit
         )
         self._watch = Watch()
+        self._injection = Injection(spec.num_stages, spec.flow.in_flight_max) if injection is None else injection
         self._flow = Flow(
             spec,
             hotkey,
@@ -83,6 +91,7 @@ class MinerCore:
             router=self._router,
             watch=self._watch,
             reports=self._reports,
+            injection=self._injection,
             emit=emit,
         )
         self._outbound = Outbound(
@@ -99,6 +108,7 @@ class MinerCore:
         self._join_s = 0.0
         self._is_leasing = False
         self._lease_s = 0.0
+        self._lease_asked_s = 0.0
         self._next_microbatch_id = MicrobatchId(0)
         """Lowest id that was not leased to us yet."""
         self._refresh_s = 0.0
@@ -203,6 +213,7 @@ class MinerCore:
             staleness_max=max((inner_steps - item.version for item in held if item.stand in awaiting), default=0),
             rerouted=self._flow.num_rerouted,
             spliced=self._flow.num_spliced,
+            staleness=tuple(self._flow.staleness),
             boundary=boundary,
         )
 
@@ -322,6 +333,7 @@ class MinerCore:
         if isinstance(event, events.LeaseGranted):
             newest = max(granted.microbatch_id for granted in event.lease.microbatches)
             self._next_microbatch_id = MicrobatchId(max(self._next_microbatch_id, newest + 1))
+            self._injection.leased(moment.now_s - self._lease_asked_s)
             self._flow.leased(moment, event.lease)
             return
         hint_s = LEASE_RETRY_S if event.retry_after_s is None else event.retry_after_s
@@ -380,6 +392,8 @@ class MinerCore:
         step = self._outer.training_step(view)
         if step is not None and self._outer.begin_if_due(step, now_s):
             self._table.begin(step, self._oplog.microbatches(step))
+            self._injection.paused()
+            self._flow.begin()
             self._lease_s = now_s
         moment = self._moment(now_s)
         self._repair.advance(moment)
@@ -416,10 +430,10 @@ class MinerCore:
                 self._flow.before_inner_step(moment)
                 return self._outer.inner_step()
             case DoBackward(microbatch_id):
-                self._flow.computing(microbatch_id)
+                self._flow.computing(moment, microbatch_id)
                 return events.Backward(microbatch_id)
             case DoForward(microbatch_id):
-                return Forward(microbatch_id, self._flow.computing(microbatch_id).data_id)
+                return Forward(microbatch_id, self._flow.computing(moment, microbatch_id).data_id)
 
     def _readiness(self, moment: Moment, num_accumulated: int) -> Readiness:
         """What could be done after all that the device was given."""
@@ -433,27 +447,36 @@ class MinerCore:
                 for item in self._table.standing(Stand.BACKWARD_QUEUED)
                 if inner_steps - item.version <= steps_max
             ],
-            forward=[item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)] if may_forward else [],
+            forward=self._startable(moment) if may_forward else [],
             num_accumulated=0 if device.has_inner_step else num_accumulated,
             num_accumulating=device.num_applying(is_last=is_last),
             microbatches_per_step=self._spec.microbatches_per_step,
         )
 
+    def _startable(self, moment: Moment) -> list[MicrobatchId]:
+        """Forwards that may begin: on the first stage only as many as the pipeline needs in flight."""
+        waiting = [item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)]
+        is_first = moment.view is not None and moment.view.stage_index == 0
+        if is_first and self._table.num_started >= self._injection.target:
+            return []
+        return waiting
+
     def _lease(self, moment: Moment) -> None:
-        """A first-stage miner keeps a few forwards waiting, within its credits."""
+        """A first-stage miner has leases waiting before its device needs them, within its credits."""
         view = moment.view
         if view is None or moment.outer_step is None or view.stage_index != 0 or self._is_leasing:
             return
         if moment.now_s < self._lease_s or self._reports.has_backlog or not view.all_train(moment.outer_step):
             return
         num_waiting = len(self._table.standing(Stand.FORWARD_QUEUED))
-        if self._table.room < 1 or num_waiting >= QUEUE_AHEAD:
+        num_wanted = min(self._table.room, self._injection.wanted(self._table.num_started, num_waiting))
+        if num_wanted < 1:
             return
-        self._is_leasing = True
+        self._is_leasing, self._lease_asked_s = True, moment.now_s
         request = LeaseRequest(
             outer_step=moment.outer_step,
             next_microbatch_id=self._next_microbatch_id,
-            num_microbatches=min(self._table.room, 256),
+            num_microbatches=min(num_wanted, 256),
         )
         self._effects.append(RequestLease(request))
 

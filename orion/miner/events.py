@@ -200,8 +200,10 @@ class SendEnded:
     """With REFUSED."""
     retry_after_s: float | None = None
     """With BUSY: the peer's hint."""
-    queued: int = 0
-    """With ACCEPTED: the peer's queue."""
+    queued: int | None = None
+    """The passes that the peer's device has before it, when it answered so."""
+    credits: int | None = None
+    """How many more microbatches the peer would admit, when it answered so; 0 with BUSY for want of them."""
     adopted: bool = False
     """With ACCEPTED: the peer held the microbatch from a lost miner and takes us in its place."""
 

@@ -21,6 +21,7 @@ from orion.common.protocol.messages import (
 )
 from orion.miner import splice
 from orion.miner.admission import Adoption, Duplicate, Situation, admit_backward, admit_forward
+from orion.miner.credit_pace import CreditPace
 from orion.miner.effects import Accept, DropGraph, FreeAllButGradient, FreeTensors, ReadBody, Refuse, SendCancel
 from orion.miner.events import (
     BackwardDone,
@@ -31,6 +32,7 @@ from orion.miner.events import (
     ForwardDone,
     ForwardOffered,
 )
+from orion.miner.injection import Injection, TripTimes
 from orion.miner.moment import Emit, Moment
 from orion.miner.reports import Reports
 from orion.miner.router import Router
@@ -39,11 +41,7 @@ from orion.miner.transfers import activation_transfer, gradient_transfer, receip
 from orion.miner.view import View
 from orion.miner.watch import Watch
 
-HINT_MIN_S, HINT_MAX_S = 0.02, 1.0
-"""Bounds of the hint to a sender that we are too busy for: a round trip, and what one forgives a slow device."""
 TOO_STALE = "too many inner steps since its forward"
-PACE_SHARE = 0.2
-"""Weight of a new interval in the mean time between two ends."""
 
 
 class Flow:
@@ -58,6 +56,7 @@ class Flow:
         router: Router,
         watch: Watch,
         reports: Reports,
+        injection: Injection,
         emit: Emit,
     ) -> None:
         self._spec = spec
@@ -66,13 +65,19 @@ class Flow:
         self._router = router
         self._watch = watch
         self._reports = reports
+        self._injection = injection
         self._emit = emit
-        self._pace_s = HINT_MIN_S
-        self._last_end_s: float | None = None
+        self._pace = CreditPace()
+        self.staleness = [0] * (spec.flow.staleness_max + 1)
+        """Backward passes by the inner steps since their forward."""
         self.num_rerouted = 0
         """Microbatches that went past a lost or unreached replica of the next stage, and forward anew from there on."""
         self.num_spliced = 0
         """Microbatches with which this miner took the place of a lost one."""
+
+    def begin(self) -> None:
+        """Work for an outer step begins: what came before the pause says nothing about its pace."""
+        self._pace.paused()
 
     # --- offers -------------------------------------------------------------------------------------------------------
 
@@ -83,6 +88,8 @@ class Flow:
         if isinstance(answer, Adoption):
             self._adopt(transfer)
         if answer is not None:
+            if isinstance(answer, Refusal) and answer.queued is not None:
+                self._pace.turned_away(moment.now_s)
             self._answer(event.request_id, answer)
             return
         longest_s = moment.now_s + self._spec.time_limits.microbatch_s
@@ -132,6 +139,7 @@ class Flow:
             self._emit(Refuse(event.request_id, refusal))
             self._without_body(moment, item, offer, refusal)
             return
+        item.waiting_s = moment.now_s
         if item.stand is Stand.RECEIVING:
             item.stand = Stand.FORWARD_QUEUED
         else:
@@ -139,6 +147,8 @@ class Flow:
             item.gradient, item.loss = offer, offer.loss
             # The sender may not have heard who took a lost one's place before us.
             item.full_path = (*item.path, *offer.path[len(item.path) :])
+            # Nobody can have kept it waiting for longer than it was away.
+            item.waited_s += min(offer.waited_s, max(0.0, moment.now_s - item.sent_s))
             self._router.completed(item.next_hop, item.sent_s, moment.now_s)
             self._watch.brought(item.next_hop, moment.now_s - item.sent_s, moment.now_s)
             self._router.released(item.next_hop)
@@ -197,10 +207,18 @@ class Flow:
         waiting = (Stand.FORWARD_QUEUED, Stand.FORWARDING, Stand.BACKWARD_QUEUED, Stand.BACKWARDING)
         return sum(item.stand in waiting for item in self._table.held())
 
-    def computing(self, microbatch_id: MicrobatchId) -> Held:
+    def computing(self, moment: Moment, microbatch_id: MicrobatchId) -> Held:
         """The device is given its next operation on the microbatch."""
         item = self._item(microbatch_id)
-        item.stand = Stand.FORWARDING if item.stand is Stand.FORWARD_QUEUED else Stand.BACKWARDING
+        is_forward = item.stand is Stand.FORWARD_QUEUED
+        if item.path or not is_forward:
+            # What is leased ahead waits for its turn on purpose.
+            item.waited_s += max(0.0, moment.now_s - item.waiting_s)
+        item.stand = Stand.FORWARDING if is_forward else Stand.BACKWARDING
+        if is_forward:
+            item.begun_s, item.begun_in_flight = moment.now_s, self._table.num_started
+            if not item.path:
+                self._injection.started(moment.now_s)
         return item
 
     def forwarded(self, moment: Moment, done: ForwardDone) -> None:
@@ -209,7 +227,7 @@ class Flow:
         item.version = moment.inner_steps
         item.output = done.output
         if len(item.path) < self._spec.num_stages - 1:
-            item.stand = Stand.SEND_DUE
+            item.stand, item.waiting_s = Stand.SEND_DUE, moment.now_s
             if item.cancelled is not None:
                 self._end(moment, item, item.cancelled)
             return
@@ -218,7 +236,9 @@ class Flow:
 
     def backwarded(self, moment: Moment, done: BackwardDone) -> None:
         """The backward has been computed: whatever else happens, the microbatch is applied here."""
-        self._applied(moment, self._item(done.microbatch_id), done.output)
+        item = self._item(done.microbatch_id)
+        self.staleness[min(len(self.staleness) - 1, moment.inner_steps - item.version)] += 1
+        self._applied(moment, item, done.output)
 
     def compute_refused(self, moment: Moment, microbatch_id: MicrobatchId, reason: str) -> None:
         """The device could not use what came in."""
@@ -270,7 +290,7 @@ class Flow:
             return
         if not item.is_aside:
             self._emit(FreeAllButGradient(item.microbatch_id))
-            self._keep_pace(moment.now_s)
+            self._pace.freed(moment.now_s)
         oldest = self._table.set_aside(item)
         if oldest is not None:
             self._end(moment, oldest, "")
@@ -331,10 +351,13 @@ class Flow:
         outcome = self._table.end(item)
         self._emit(FreeTensors(item.microbatch_id))
         if not item.is_aside:
-            self._keep_pace(moment.now_s)
+            self._pace.freed(moment.now_s)
         if item.path:
             return
         if outcome is Outcome.APPLIED:
+            if not item.is_repaired:
+                num_in_flight = (item.begun_in_flight + self._table.num_started + 1) / 2
+                self._injection.ended(TripTimes(num_in_flight, moment.now_s - item.begun_s, item.waited_s))
             end = MicrobatchEnd(microbatch_id=item.microbatch_id, outcome=outcome, loss=item.loss, path=item.full_path)
         else:
             end = MicrobatchEnd(microbatch_id=item.microbatch_id, outcome=outcome, reason=reason[:500])
@@ -363,8 +386,14 @@ class Flow:
         item.stand = Stand.RETURN_DUE
 
     def _situation(self, moment: Moment) -> Situation:
-        hint_s = min(HINT_MAX_S, max(HINT_MIN_S, self._pace_s))
-        return Situation(self._spec, self._hotkey, moment, hint_s, self._reports.has_backlog)
+        return Situation(
+            self._spec,
+            self._hotkey,
+            moment,
+            self._pace.hint_s(moment.now_s),
+            self._reports.has_backlog,
+            self.num_queued,
+        )
 
     def _adopt(self, transfer: Transfer) -> None:
         item = self._item(transfer.microbatch_id)
@@ -379,11 +408,6 @@ class Flow:
 
     def _accepted(self, *, adopted: bool = False) -> Accepted:
         return Accepted(credits=self._table.room, queued=self.num_queued, adopted=adopted)
-
-    def _keep_pace(self, now_s: float) -> None:
-        if self._last_end_s is not None:
-            self._pace_s += PACE_SHARE * (now_s - self._last_end_s - self._pace_s)
-        self._last_end_s = now_s
 
     def _item(self, microbatch_id: MicrobatchId) -> Held:
         item = self._table.get(microbatch_id)

@@ -79,7 +79,7 @@ class Outbound:
             self._flow.sent_on(item, adopted=event.adopted)
             return
         self._router.released(event.peer)
-        item.stand, item.next_hop = Stand.SEND_DUE, None
+        item.stand, item.next_hop, item.waiting_s = Stand.SEND_DUE, None, moment.now_s
         if event.outcome is SendOutcome.BUSY and event.peer == item.adopter:
             item.retry_s = moment.now_s + _hint_s(event)
         if event.outcome is SendOutcome.UNREACHABLE:
@@ -111,6 +111,7 @@ class Outbound:
         if peer is None:
             return
         self._watch.begins(peer, moment.now_s, self._router.in_flight(peer))
+        item.waited_s += max(0.0, moment.now_s - item.waiting_s)
         item.stand, item.next_hop, item.sent_s = Stand.SENDING, peer, moment.now_s
         self._router.sent(peer)
         assert moment.view is not None
@@ -155,7 +156,7 @@ class Outbound:
             self._watch.heard(event.peer, moment.now_s)
         match event.outcome:
             case SendOutcome.ACCEPTED:
-                self._router.accepted(event.peer, event.seconds, event.queued)
+                self._router.accepted(event.peer, event.seconds, event.queued or 0)
             case SendOutcome.BUSY:
                 self._router.busy(event.peer, moment.now_s + _hint_s(event))
             case SendOutcome.REFUSED if event.code in LAGGING:

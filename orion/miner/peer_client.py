@@ -18,6 +18,7 @@ from orion.common.protocol.messages import (
     Done,
     Holds,
     HoldsQuery,
+    Refusal,
     RefusalCode,
     Transfer,
 )
@@ -83,9 +84,9 @@ class PeerClient:
         except RefusedError as error:
             outcome = SendOutcome.BUSY if error.code is RefusalCode.BUSY else SendOutcome.REFUSED
             seconds = self._clock.monotonic_s() - began_s
-            return self._ended(effect, outcome, seconds, code=error.code, retry_after_s=error.retry_after_s)
+            return self._ended(effect, outcome, seconds, refusal=error.refusal)
         seconds = self._clock.monotonic_s() - began_s
-        return self._ended(effect, SendOutcome.ACCEPTED, seconds, queued=accepted.queued, adopted=accepted.adopted)
+        return self._ended(effect, SendOutcome.ACCEPTED, seconds, accepted=accepted)
 
     async def ask_holds(self, effect: AskHolds) -> HoldsEnded:
         """Asks a peer what it holds, once."""
@@ -124,18 +125,23 @@ class PeerClient:
         seconds: float,
         *,
         code: RefusalCode | None = None,
-        retry_after_s: float | None = None,
-        queued: int = 0,
-        adopted: bool = False,
+        accepted: Accepted | None = None,
+        refusal: Refusal | None = None,
     ) -> SendEnded:
+        queued = credits = None
+        if accepted is not None:
+            queued, credits = accepted.queued, accepted.credits
+        elif refusal is not None and refusal.queued is not None:
+            queued, credits = refusal.queued, 0
         return SendEnded(
             microbatch_id=effect.transfer.microbatch_id,
             direction=effect.transfer.direction,
             peer=effect.peer,
             outcome=outcome,
             seconds=seconds,
-            code=code,
-            retry_after_s=retry_after_s,
+            code=code if refusal is None else refusal.code,
+            retry_after_s=None if refusal is None else refusal.retry_after_s,
             queued=queued,
-            adopted=adopted,
+            credits=credits,
+            adopted=accepted is not None and accepted.adopted,
         )

@@ -42,6 +42,9 @@ class Stand(StrEnum):
 OPERATING = frozenset({Stand.RECEIVING, Stand.FORWARDING, Stand.GRADIENT_RECEIVING, Stand.BACKWARDING})
 """Something is being read into the cache or computed on: it ends only when that has ended."""
 
+NOT_STARTED = frozenset({Stand.RECEIVING, Stand.FORWARD_QUEUED})
+"""Nothing was computed yet."""
+
 WITH_NEXT = frozenset({Stand.SENDING, Stand.AWAITING_GRADIENT, Stand.GRADIENT_RECEIVING})
 """The next hop holds it, or may hold it."""
 
@@ -85,6 +88,14 @@ class Held:
     """Attempts to send the gradient back that did not reach anybody."""
     gradient: Transfer | None = None
     """The gradient that was accepted."""
+    begun_s: float = 0.0
+    """When its forward began."""
+    begun_in_flight: int = 0
+    """Microbatches between forward and end then, itself included."""
+    waiting_s: float = 0.0
+    """Since when it stands where it stands now, if that is a queue."""
+    waited_s: float = 0.0
+    """In all queues, of this stage and (once the gradient told) of those after it."""
     loss: float | None = None
     full_path: tuple[Hotkey, ...] = ()
     """All its miners, once the gradient told."""
@@ -150,6 +161,11 @@ class MicrobatchTable:
     def held(self) -> tuple[Held, ...]:
         """All that are held, the oldest first."""
         return tuple(self._held.values())
+
+    @property
+    def num_started(self) -> int:
+        """How many are past the queue for their forward."""
+        return sum(item.stand not in NOT_STARTED for item in self._held.values())
 
     def standing(self, stand: Stand) -> tuple[Held, ...]:
         """Those that stand there, the oldest first."""

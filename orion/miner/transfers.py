@@ -16,7 +16,8 @@ def activation_transfer(item: Held, hotkey: Hotkey) -> Transfer:
 
 def gradient_transfer(item: Held) -> Transfer:
     """Describes the input gradient that goes back to the stage before."""
-    return _transfer(item, Direction.GRADIENT, len(item.path) - 1, item.full_path, item.loss)
+    transfer = _transfer(item, Direction.GRADIENT, len(item.path) - 1, item.full_path, item.loss)
+    return transfer.model_copy(update={"waited_s": item.waited_s})
 
 
 def receipt_of(transfer: Transfer, sender: Hotkey, receiver: Hotkey) -> Receipt:

@@ -6,6 +6,7 @@
 - `orion_members{stage,state}`: miners by stage and state.
 - `orion_microbatches_total{outcome}`: trips started, applied, cancelled.
 - `orion_tokens_total`: tokens of applied microbatches.
+- `orion_staleness{stage}`: a histogram of backward passes by the inner steps since their forward.
 - `orion_loss`: the newest loss.
 - `orion_anchors_equal`: 1 while all replicas agreed in every outer step.
 - `orion_checks_total{passed}`: verdicts of validators.
@@ -18,13 +19,14 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from orion.common.ids import MemberState, Phase
 from orion.common.protocol.records import RunStatus
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)
 
 
 class LoopMetrics:
@@ -64,6 +66,7 @@ class RunCollector(Collector):
         if status.recent_losses:
             yield _gauge("orion_loss", "Newest loss", status.recent_losses[-1].loss)
         yield from self._by_stage(status)
+        yield _staleness(status)
         microbatches = CounterMetricFamily("orion_microbatches", "Trips of microbatches", labels=["outcome"])
         microbatches.add_metric(["started"], status.microbatches_started)
         microbatches.add_metric(["applied"], status.microbatches_applied)
@@ -94,6 +97,18 @@ class RunCollector(Collector):
             for state in MemberState:
                 members.add_metric([str(stage.stage_index), state.value], tally[(stage.stage_index, state)])
         yield members
+
+
+def _staleness(status: RunStatus) -> HistogramMetricFamily:
+    histogram = HistogramMetricFamily(
+        "orion_staleness", "Inner steps between a microbatch's forward and its backward", labels=["stage"]
+    )
+    for stage, staleness in zip(status.stages, status.staleness, strict=False):
+        counts = staleness.counts
+        buckets = [(str(bound), float(sum(counts[: bound + 1]))) for bound in _STALENESS_BUCKETS]
+        buckets.append(("+Inf", float(sum(counts))))
+        histogram.add_metric([str(stage.stage_index)], buckets, sum(steps * num for steps, num in enumerate(counts)))
+    return histogram
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -139,6 +139,8 @@ def _heartbeat(state: RunState, member: Member, heartbeat: Heartbeat) -> Done:
     if heartbeat.boundary is not None:
         member.boundary = heartbeat.boundary
     _count_repairs(state, member.heartbeat, heartbeat)
+    known = () if member.heartbeat is None else member.heartbeat.staleness
+    state.memory.staleness.add(member.stage_index, known, heartbeat.staleness)
     member.heartbeat = heartbeat.model_copy(update={"boundary": None})
     member.ready_outer_step = heartbeat.ready_outer_step
     release_if_clear(state, member)

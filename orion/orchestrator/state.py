@@ -32,6 +32,7 @@ from orion.orchestrator.membership import Member, Membership
 from orion.orchestrator.objects import ObjectBook
 from orion.orchestrator.pathways import PathwayBook
 from orion.orchestrator.stages import NEVER_S, Ended, StageProgress
+from orion.orchestrator.staleness import StalenessBook
 
 NOTICES_MAX = 200
 NOTICE_CHARS_MAX = 500
@@ -90,11 +91,13 @@ class Memory:
     ledger: LedgerBook = field(init=False)
     pathways: PathwayBook = field(init=False)
     stages: list[StageProgress] = field(init=False)
+    staleness: StalenessBook = field(init=False)
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.num_stages)
         self.ledger = LedgerBook(self.num_stages)
         self.pathways = PathwayBook(self.num_stages)
+        self.staleness = StalenessBook(self.num_stages)
         self.stages = [StageProgress(stage_index) for stage_index in range(self.num_stages)]
 
 

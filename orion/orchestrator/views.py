@@ -37,6 +37,7 @@ from orion.common.protocol.records import (
     Pathways,
     Repairs,
     RunStatus,
+    StageStaleness,
 )
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.stages import StageProgress
@@ -121,6 +122,7 @@ def status(state: RunState, now_s: float) -> RunStatus:
         anchors_equal=memory.anchors_equal,
         num_checks=memory.ledger.num_checks,
         num_verdicts_failed=memory.ledger.num_verdicts_failed,
+        staleness=tuple(StageStaleness(counts=tuple(counts)) for counts in memory.staleness.counts),
         recent_losses=losses.points(max(0, losses.total - _RECENT_LOSSES), _RECENT_LOSSES),
         notices=tuple(memory.notices),
     )

@@ -43,7 +43,7 @@ ONE, TWO = MicrobatchId(1), MicrobatchId(2)
 def test_first_stage_leases_runs_and_reports_a_trip() -> None:
     driver = Driver(0)
     assert driver.start() == [
-        RequestLease(LeaseRequest(outer_step=0, next_microbatch_id=MicrobatchId(0), num_microbatches=6))
+        RequestLease(LeaseRequest(outer_step=0, next_microbatch_id=MicrobatchId(0), num_microbatches=4))
     ]
 
     assert driver.lease(1, 2, 3) == [Compute(Forward(ONE, DataId(101)))]
@@ -184,6 +184,11 @@ def test_credits_bound_what_is_held_and_busy_says_when_to_come_again() -> None:
     assert isinstance(refuse, Refuse)
     assert refuse.refusal.code is RefusalCode.BUSY
     assert refuse.refusal.retry_after_s is not None and refuse.refusal.retry_after_s > 0
+    assert refuse.refusal.queued == driver.spec.flow.in_flight_max
+    first_s = refuse.refusal.retry_after_s
+    (refuse,) = driver.handle(ForwardOffered(51, transfer.path[-1], driver.activation(51)))
+    assert isinstance(refuse, Refuse) and refuse.refusal.retry_after_s is not None
+    assert refuse.refusal.retry_after_s > first_s, "the first credit that becomes free is for the one that came before"
 
 
 def test_a_duplicate_is_accepted_without_effect() -> None:

@@ -11,6 +11,8 @@ STAGES_MAX = 512
 VALIDATORS_MAX = 1_024
 """Many times what a subnet has."""
 BATCH_MAX = 4_096
+STALENESS_MAX = 64
+"""Inner steps between a forward and its backward."""
 PARTITIONS_MAX = 4_096
 BOUNDARY_PEERS_MAX = 256
 """Neighbours that a miner reports on, both directions together; the busiest when there are more."""

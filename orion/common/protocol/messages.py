@@ -18,6 +18,7 @@ from orion.common.protocol.fields import (
     MINERS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
+    STALENESS_MAX,
     VALIDATORS_MAX,
     Blake3,
     Cosine,
@@ -71,6 +72,8 @@ class Refusal(Message):
     message: Text
     retry_after_s: Duration | None = None
     """When to try again; None = not worth it without a change on the caller's side."""
+    queued: Count | None = None
+    """Of a miner that has no credit left: the passes that its device has before it."""
 
 
 class Done(Message):
@@ -193,6 +196,9 @@ class Heartbeat(Message):
     busy_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     """Share of the last interval in which the device thread was computing."""
     staleness_max: Count = 0
+    """Of what is in flight now."""
+    staleness: Annotated[tuple[Count, ...], Field(max_length=STALENESS_MAX + 1)] = ()
+    """Backward passes since the process started by the inner steps since their forward: none, one, …"""
     rerouted: Count = 0
     """Microbatches that got past a lost miner of the next stage through another one, from there on forward anew; since
     the process started."""
@@ -386,6 +392,9 @@ class Transfer(Message):
     continues_at: Ss58 | None = None
     """With an activation for the replacement of a miner that was lost: who, in the stage after the receiver's, still
     holds what the lost one sent on, and with it perhaps the gradient that is to be returned."""
+    waited_s: Duration = 0.0
+    """With a gradient: how long the sender and the stages after it kept the microbatch only waiting, for a device or
+    for credits. The first stage paces itself by it; nothing is earned or checked by it."""
 
 
 class Accepted(Message):

@@ -17,6 +17,7 @@ from orion.common.protocol.fields import (
     PARTITIONS_MAX,
     PROOF_NODES_MAX,
     STAGES_MAX,
+    STALENESS_MAX,
     Blake3,
     Count,
     Data,
@@ -289,6 +290,12 @@ class Repairs(Message):
     """Their trip was cancelled, and their data leased again."""
 
 
+class StageStaleness(Message):
+    """Backward passes of one stage's miners by the inner steps since their forward: none, one, …"""
+
+    counts: Annotated[tuple[Count, ...], Field(max_length=STALENESS_MAX + 1)]
+
+
 class RunStatus(Message):
     """What `orion status` and the live view show. Public."""
 
@@ -312,6 +319,8 @@ class RunStatus(Message):
     """In every outer step so far all replicas reported the same digest."""
     num_checks: Count
     num_verdicts_failed: Count
+    staleness: Annotated[tuple[StageStaleness, ...], Field(max_length=STAGES_MAX)] = ()
+    """By stage."""
     recent_losses: Annotated[tuple[LossPoint, ...], Field(max_length=BATCH_MAX)]
     """Newest last."""
     notices: Annotated[tuple[Text, ...], Field(max_length=200)]
