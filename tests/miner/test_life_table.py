@@ -16,7 +16,7 @@ from orion.miner.table import OPERATING, Held, MicrobatchTable, Stand
 
 Change = tuple[Stand | None, Stand | None]
 DOC = Path(__file__).parents[2] / "docs" / "ARCHITECTURE.md"
-SEEDS = range(6)
+SEEDS = range(12)
 
 
 def described() -> dict[Change, set[str]]:
