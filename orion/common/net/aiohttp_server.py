@@ -76,10 +76,13 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         assert runner.server is not None
         tensors: dict[str, TensorHandler] = app.get(TENSORS, {})
         connect = partial(TensorConnection, tensors, runner.server, connections)
-        async with await asyncio.get_running_loop().create_server(connect, host, port) as server:
+        server = await asyncio.get_running_loop().create_server(connect, host, port)
+        try:
             yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            await close_all(connections, _SHUTDOWN_S)
     finally:
-        await close_all(connections, _SHUTDOWN_S)
         await runner.cleanup()
 
 

@@ -31,7 +31,7 @@ from orion.common.train.compress import TensorSpec
 
 EXPECTED = {"z": TensorSpec(torch.bfloat16, (4, 64, 2048)), "ids": TensorSpec(torch.int32, (4, 65))}
 """1 MiB: several chunks, and more than the sockets' buffers hold at once."""
-RECEIVE_TIMEOUT_S = 0.3
+RECEIVE_TIMEOUT_S = 1.0
 
 
 def tensors(fill: float = 0.5) -> dict[str, Tensor]:
