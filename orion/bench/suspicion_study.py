@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import fmean
 
+from orion.common.config import ValidationRules
 from orion.common.ids import Hotkey
 from orion.simulator.adversaries import passes
 from orion.simulator.adversaries.adversary import Adversary, Plot
@@ -19,7 +20,7 @@ from orion.simulator.scenarios import calm
 from orion.simulator.swarm import Swarm
 from orion.simulator.validator_host import ValidatorHost
 from orion.validator.events import Notice
-from orion.validator.sampling import draw_miners
+from orion.validator.sampling import draw_checks
 
 NUM_STAGES = 3
 REPLICAS = 4
@@ -29,6 +30,8 @@ ATTACKER = 5
 """Replica 1 of the middle stage."""
 NUM_DRAWS = 2_000
 _ROUNDS_MAX = 100
+RULES = ValidationRules()
+"""Of the draws."""
 
 ATTACKS: Mapping[str, type[Adversary]] = {
     "noise as loud as the activation": passes.LargeNoise,
@@ -100,13 +103,13 @@ def first_check(
     miners: Sequence[Hotkey], attacker: Hotkey, suspicions: Suspicions, rng: random.Random, *, num_seen: int
 ) -> int:
     """Rounds until the attacker is drawn; after the observed rounds those of the last go on."""
-    last_checked: dict[Hotkey, int] = {}
+    last_turn: dict[Hotkey, int] = {}
     for outer_step in range(_ROUNDS_MAX):
         now = suspicions.get(min(outer_step, num_seen - 1), {})
-        (drawn,) = draw_miners(set(miners), last_checked, outer_step, 1, rng, suspicions=now)
-        if drawn == attacker:
+        (drawn,) = draw_checks(set(miners), last_turn, outer_step, 1, rng, rules=RULES, suspicions=now)
+        if drawn.hotkey == attacker:
             return outer_step + 1
-        last_checked[drawn] = outer_step
+        last_turn[drawn.hotkey] = outer_step
     return _ROUNDS_MAX
 
 
@@ -167,5 +170,5 @@ def _draw_again(
     swarm: Swarm, suspects: Mapping[Hotkey, float], checked: Mapping[Hotkey, int], rng: random.Random
 ) -> Hotkey:
     outer_step = 1 + max(checked.values())
-    (drawn,) = draw_miners(set(swarm.hotkeys), checked, outer_step, 1, rng, suspicions=suspects)
-    return drawn
+    (drawn,) = draw_checks(set(swarm.hotkeys), checked, outer_step, 1, rng, rules=RULES, suspicions=suspects)
+    return drawn.hotkey

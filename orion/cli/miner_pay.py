@@ -43,8 +43,8 @@ def print_pay(console: Console, pay: MinerPay, incentive: float | None) -> None:
     for step in pay.steps:
         table.add_row(*_cells(step))
     console.print(table)
-    unverified = "" if pay.verified else " (no replay has passed yet: work counts little until one has)"
-    console.print(f"score {pay.score:.6g}{unverified}", highlight=False)
+    console.print(f"score {pay.score:.6g}", highlight=False)
+    console.print(_verification(pay), highlight=False)
     if pay.paid_again_from is not None:
         console.print(
             f"a failed check stands: nothing is paid before outer step {pay.paid_again_from}", highlight=False
@@ -59,12 +59,27 @@ def print_pay(console: Console, pay: MinerPay, incentive: float | None) -> None:
         console.print(f"incentive on the chain {incentive:.4f}", highlight=False)
 
 
+def _verification(pay: MinerPay) -> str:
+    """How far the work was verified, and how much waits for it."""
+    verified = (
+        "no replay of a whole outer step has passed yet"
+        if pay.verified_outer_step is None
+        else f"verified by a replay of the whole of outer step {pay.verified_outer_step}"
+    )
+    if pay.waiting_flops == 0 or pay.paid_again_from is not None:
+        return verified
+    share = pay.waiting_flops / pay.counted_flops
+    return f"{verified}; {share:.0%} of the work waits for that and counts × {pay.unverified_factor:g} until then"
+
+
 def _cells(step: PaidStep) -> list[str]:
     merge = step.merge
     checks = [
         f"{record.verdict.subject} {'passed' if record.verdict.passed else 'FAILED: ' + record.verdict.reason}"
         for record in step.verdicts
     ]
+    if step.waiting:
+        checks.append("waits for verification")
     if step.num_contradictions:
         checks.append(f"{step.num_contradictions} contradicting receipts")
     return [

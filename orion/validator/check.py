@@ -115,8 +115,8 @@ class Target:
     outer_step: int
     commitments: tuple[Commitment, ...]
     """All that it made, in order; the last one is the one that counts."""
-    is_verified: bool
-    """Whether a whole outer step of its is known to have passed."""
+    verifies: bool
+    """Whether the check is to verify its work, by a replay of the whole outer step where the run has such."""
 
     @property
     def newest(self) -> Commitment:
@@ -203,7 +203,7 @@ class Check:
             self._end(EndingKind.FAILED, fault)
             return
         extent = draw_extent(
-            newest, self._spec.validation, self._operations_max, self._rng, is_verified=self.target.is_verified
+            newest, self._spec.validation, self._operations_max, self._rng, verifies=self.target.verifies
         )
         self._num_operations, self._is_whole = extent.num_operations, extent.is_whole
         is_short = newest.num_entries <= LOG_ENTRIES_WHOLE

@@ -16,15 +16,15 @@ longer has it fails. Work that no commitment covers is not checked and not paid.
 """
 
 import random
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
-from orion.common.ledger.scoring import verified_miners, window_start
+from orion.common.ledger.scoring import verified_steps, window_start
 from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.messages import Contribution
 from orion.common.protocol.records import (
+    CommitmentRecord,
     Commitments,
     Ledger,
     MergeRecord,
@@ -71,7 +71,7 @@ from orion.validator.events import (
 from orion.validator.lookout import Lookout
 from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
-from orion.validator.sampling import draw_miners
+from orion.validator.sampling import Draw, draw_checks
 from orion.validator.weight_duty import WeightDuty
 
 FEED_PATIENCE_S = 60.0
@@ -117,7 +117,8 @@ class ValidatorCore:
         self._lookout = Lookout()
         self._round: _Round | None = None
         self._last_round = -1
-        self._last_checked: dict[Hotkey, int] = {}
+        self._last_turn: dict[Hotkey, int] = {}
+        """Newest outer step of each miner that was to verify it, here, whatever came of it."""
         self._has_requested_final_weights = False
         self._notices: list[Notice] = []
         self.num_checks = 0
@@ -347,22 +348,29 @@ class ValidatorCore:
         return True
 
     def _draw(self, current: _Round) -> bool:
-        """Draws the round's miners among those that committed to work and are there now."""
+        """Draws the round's miners among those that committed to work (who did not is not paid for any) and are there
+        now."""
         if current.commitments is None or current.ledger is None or self._lookout.is_waiting:
             return False
         outer_step = current.outer_step
-        targets = _targets(current.commitments, outer_step, verified_miners(current.ledger, self._spec))
-        there = {hotkey for hotkey in targets if self._members.url(hotkey) is not None}
-        for record in current.ledger.verdicts:
-            if record.validator == self._hotkey and record.verdict.subject is not Subject.REDUCTION:
-                miner, checked = record.verdict.miner, record.verdict.outer_step
-                self._last_checked[miner] = max(checked, self._last_checked.get(miner, -1))
+        records = {record.hotkey: record for record in current.commitments.records if record.commitment.num_entries > 0}
+        there = {hotkey for hotkey in records if self._members.url(hotkey) is not None}
+        for miner, verified in verified_steps(current.ledger, self._spec).items():
+            self._last_turn[miner] = max(verified, self._last_turn.get(miner, -1))
         suspicions = self._lookout.suspicions(self._members.stages)
         if suspicions:
             suspects = {hotkey: round(suspicion, 2) for hotkey, suspicion in sorted(suspicions.items())}
             self._notices.append(Notice("info", "suspects", {"outer_step": outer_step, "suspects": suspects}))
-        drawn = draw_miners(there, self._last_checked, outer_step, self._num_checks, self._rng, suspicions=suspicions)
-        current.targets = [targets[hotkey] for hotkey in drawn]
+        drawn = draw_checks(
+            there,
+            self._last_turn,
+            outer_step,
+            self._num_checks,
+            self._rng,
+            rules=self._spec.validation,
+            suspicions=suspicions,
+        )
+        current.targets = [_target(records[draw.hotkey], draw, outer_step) for draw in drawn]
         return True
 
     def _pursue(self, current: _Round, check: Check, effects: list[Effect], now_s: float) -> bool:
@@ -417,10 +425,10 @@ class ValidatorCore:
             is_withheld = check.ending is not None and check.ending.kind is EndingKind.WITHHELD
             if not is_withheld and self._members.was_there(target.miner, target.outer_step):
                 # Whoever cannot be replayed here must not keep the others from being looked at.
-                self._last_checked[target.miner] = target.outer_step
+                self._had_turn(target)
             self._notices.append(Notice("warning", "check_undecided", fields))
             return
-        self._last_checked[target.miner] = target.outer_step
+        self._had_turn(target)
         passed = ending.kind is EndingKind.PASSED
         verdict = Verdict(
             miner=target.miner,
@@ -432,6 +440,11 @@ class ValidatorCore:
         )
         self._judge(current, verdict)
         self._notices.append(Notice("info" if passed else "warning", "check_ended", {**fields, "passed": passed}))
+
+    def _had_turn(self, target: Target) -> None:
+        """Even where the whole could not be replayed: a miner of which it never can must not take everybody's turn."""
+        if target.verifies:
+            self._last_turn[target.miner] = max(target.outer_step, self._last_turn.get(target.miner, -1))
 
     @property
     def _num_checks(self) -> int:
@@ -501,16 +514,6 @@ def _contribution(record: MergeRecord | None, miner: Hotkey) -> Contribution | N
     return next((contribution for contribution in contributions if contribution.hotkey == miner), None)
 
 
-def _targets(commitments: Commitments, outer_step: int, verified: Collection[Hotkey]) -> dict[Hotkey, Target]:
-    """Everybody who committed to work in an outer step. Who did not is not paid for any."""
-    return {
-        record.hotkey: Target(
-            record.hotkey,
-            record.stage_index,
-            outer_step,
-            (*record.earlier, record.commitment),
-            is_verified=record.hotkey in verified,
-        )
-        for record in commitments.records
-        if record.commitment.num_entries > 0
-    }
+def _target(record: CommitmentRecord, draw: Draw, outer_step: int) -> Target:
+    commitments = (*record.earlier, record.commitment)
+    return Target(record.hotkey, record.stage_index, outer_step, commitments, verifies=draw.verifies)

@@ -7,7 +7,7 @@ from orion.simulator.adversaries.table import EARNINGS_BEFORE_MAX, Laboratory, S
 from orion.simulator.adversaries.trial import Trial
 
 SEED = 2
-SETTING = Setting(replicas_alone=3, outer_steps=4, checked_share=2 / 3, whole_share=1.0)
+SETTING = Setting(replicas_alone=3, outer_steps=4, checked_share=1.0, whole_share=1.0)
 """Smaller swarms than the benchmark's, and more checks: an attack shows within a few outer steps."""
 
 FAILS_BY = {

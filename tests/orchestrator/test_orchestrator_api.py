@@ -133,7 +133,8 @@ async def test_a_whole_run_over_http(tmp_path: Path, spec: RunSpec) -> None:
                 assert [(step.num_credited, step.num_committed) for step in pay.steps] == [(4, 4)] * 3
                 total = sum(record.flops for record in ledger.work)
                 assert pay.score == pytest.approx(total * spec.validation.unverified_factor)
-                assert not pay.verified
+                assert pay.verified_outer_step is None
+                assert pay.waiting_flops == pay.counted_flops == total
                 with pytest.raises(RefusedError, match="no such miner"):
                     await OrchestratorClient.miner(http, url, hotkey_of(STRANGER_KEY))
         status = await status_of(url)

@@ -1,9 +1,18 @@
 """A miner's pay from the book, in the terms of `docs/SCORING.md`. Pure."""
 
+import math
+
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
 from orion.common.ledger.book import LedgerBook, StepLedger, merge_share
-from orion.common.ledger.scoring import counted_flops, failed_checks, scores, verified_miners, window_start
+from orion.common.ledger.scoring import (
+    counted_flops,
+    failed_checks,
+    paid_until_steps,
+    scores,
+    verified_steps,
+    window_start,
+)
 from orion.common.protocol.pay import STEPS_MAX, VERDICTS_PER_STEP_MAX, GivenScore, MinerPay, PaidStep
 from orion.common.protocol.records import Ledger, VerdictRecord, WorkRecord
 
@@ -13,8 +22,16 @@ def miner_pay(book: LedgerBook, ledger: Ledger, spec: RunSpec, hotkey: Hotkey) -
     start = window_start(ledger.outer_step, spec)
     failed = failed_checks(ledger, spec).get(hotkey, ())
     works = {record.outer_step: record for record in ledger.work if record.hotkey == hotkey}
+    paid_until = paid_until_steps(ledger, spec).get(hotkey, -1)
     steps = [
-        _paid_step(outer_step, step, works.get(outer_step), hotkey, is_failed=outer_step in failed)
+        _paid_step(
+            outer_step,
+            step,
+            works.get(outer_step),
+            hotkey,
+            is_failed=outer_step in failed,
+            is_waiting=outer_step > paid_until,
+        )
         for outer_step, step in sorted(book.steps.items())
         if start <= outer_step
     ]
@@ -23,7 +40,10 @@ def miner_pay(book: LedgerBook, ledger: Ledger, spec: RunSpec, hotkey: Hotkey) -
         outer_step=ledger.outer_step,
         window_start=start,
         score=scores(ledger, spec).get(hotkey, 0.0),
-        verified=hotkey in verified_miners(ledger, spec),
+        verified_outer_step=verified_steps(ledger, spec).get(hotkey),
+        counted_flops=math.fsum(step.counted_flops for step in steps),
+        waiting_flops=math.fsum(step.counted_flops for step in steps if step.waiting),
+        unverified_factor=spec.validation.unverified_factor,
         paid_again_from=max(failed) + spec.validation.score_window_outer_steps if failed else None,
         steps=tuple(step for step in steps if _says_something(step))[-STEPS_MAX:],
         scores=tuple(
@@ -42,7 +62,7 @@ def miner_pay(book: LedgerBook, ledger: Ledger, spec: RunSpec, hotkey: Hotkey) -
 
 
 def _paid_step(
-    outer_step: int, step: StepLedger, work: WorkRecord | None, hotkey: Hotkey, *, is_failed: bool
+    outer_step: int, step: StepLedger, work: WorkRecord | None, hotkey: Hotkey, *, is_failed: bool, is_waiting: bool
 ) -> PaidStep:
     committed = step.commitments.get(hotkey)
     stage_index = work.stage_index if work is not None else committed.stage_index if committed is not None else None
@@ -62,6 +82,7 @@ def _paid_step(
             for (validator, miner, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])
             if miner == hotkey
         )[:VERDICTS_PER_STEP_MAX],
+        waiting=is_waiting and work is not None,
         failed=is_failed,
     )
 

@@ -32,6 +32,7 @@ class LedgerReading:
     """A book that is filled from entries in order."""
 
     def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
         self.book = LedgerBook(spec.num_stages)
         self.num_entries = 0
         self.digest = first_digest(spec.digest)

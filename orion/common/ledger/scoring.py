@@ -8,16 +8,19 @@ outer step count as far as both ends of each transfer agree and its commitment c
 They count in full when its pseudo-gradient is in the mean of every partition and its bytes stand in every partition
 that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between.
 
-All of it counts `unverified_factor` while no replay of a whole outer step has passed in the window: what nobody has
-looked at is a claim. Whoever is fast because it computes nothing, goes away whenever it is challenged, or uploads
-another pseudo-gradient than its work led to, earns next to nothing by that.
+Work is paid as far as it was verified: in full up to the newest outer step of the window of which a replay of the whole
+has passed, and one turn of checks further, because an honest miner must wait its turn; `unverified_factor` of it
+beyond, and of everything while no such replay has passed. What nobody has looked at is a claim. Whoever is fast because
+it computes nothing, goes away whenever it is challenged, uploads another pseudo-gradient than its work led to, or was
+honest only until it was looked at, earns little by that.
 
 A failed check voids all work before it and all work after it until it leaves the window: `docs/SCORING.md` shows why
 that costs more than cheating saves. The functions at the end of this file are that arithmetic.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import accumulate
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
@@ -32,15 +35,14 @@ def scores(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, float]:
     """FLOPs-equivalents of every miner in the ledger's window, 0 included. Depends on no order of its records."""
     start = window_start(ledger.outer_step, spec)
     failed = failed_checks(ledger, spec)
+    paid_until = paid_until_steps(ledger, spec)
     flops: defaultdict[Hotkey, list[float]] = defaultdict(list)
     for record in ledger.work:
         if start <= record.outer_step <= ledger.outer_step:
-            flops[record.hotkey].append(0.0 if record.hotkey in failed else counted_flops(record))
-    verified = verified_miners(ledger, spec)
-    return {  # exact, whatever their order
-        hotkey: math.fsum(done) * (1.0 if hotkey in verified else spec.validation.unverified_factor)
-        for hotkey, done in sorted(flops.items())
-    }
+            is_verified = record.outer_step <= paid_until.get(record.hotkey, -1)
+            factor = 1.0 if is_verified else spec.validation.unverified_factor
+            flops[record.hotkey].append(0.0 if record.hotkey in failed else counted_flops(record) * factor)
+    return {hotkey: math.fsum(done) for hotkey, done in sorted(flops.items())}  # exact, whatever their order
 
 
 def window_start(outer_step: int, spec: RunSpec) -> int:
@@ -89,20 +91,39 @@ def failed_checks(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, tuple[int, ...]
     return {miner: tuple(sorted(outer_steps)) for miner, outer_steps in failed.items()}
 
 
-def verified_miners(ledger: Ledger, spec: RunSpec) -> set[Hotkey]:
-    """Miners of whom some validator replayed an outer step of the window to its pseudo-gradient, and found no fault.
+def verified_steps(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, int]:
+    """Of each miner, the newest outer step of the window that some validator replayed to its pseudo-gradient, finding
+    no fault; who is missing was not verified.
 
     Where the run's rules know no whole replays, that of a log's beginning is all that can be asked.
     """
     subject = Subject.WHOLE if spec.validation.whole_share > 0 else Subject.LOG
     start = window_start(ledger.outer_step, spec)
-    return {
-        record.verdict.miner
-        for record in ledger.verdicts
-        if start <= record.verdict.outer_step <= ledger.outer_step
-        and record.verdict.passed
-        and record.verdict.subject is subject
-    }
+    verified: dict[Hotkey, int] = {}
+    for record in ledger.verdicts:
+        verdict = record.verdict
+        if start <= verdict.outer_step <= ledger.outer_step and verdict.passed and verdict.subject is subject:
+            verified[verdict.miner] = max(verdict.outer_step, verified.get(verdict.miner, -1))
+    return verified
+
+
+def paid_until_steps(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, int]:
+    """Of each verified miner, the last outer step whose work counts in full.
+
+    That is as far after its newest verified outer step as validators have not yet made a turn of checks, as many as
+    there are miners in a full swarm. Counted in checks and not in outer steps, so that nobody loses pay where
+    validators are slow, or away.
+    """
+    turn = spec.num_stages * spec.replicas
+    checks = Counter(
+        record.verdict.outer_step for record in ledger.verdicts if record.verdict.subject is not Subject.REDUCTION
+    )
+    paid_until = {}
+    for hotkey, verified in verified_steps(ledger, spec).items():
+        later = range(verified + 1, ledger.outer_step + 1)
+        totals = accumulate(checks[outer_step] for outer_step in later)
+        paid_until[hotkey] = verified + sum(total <= turn for total in totals)
+    return paid_until
 
 
 def _is_failed(subject: Subject, verdicts: list[Verdict]) -> bool:
@@ -127,16 +148,34 @@ def check_rate(spec: RunSpec, num_validators: int = 1) -> float:
     return 1 - (1 - per_validator) ** num_validators
 
 
-def expected_pay(share: float, found: float, window: int) -> float:
+def turn_outer_steps(spec: RunSpec) -> int:
+    """Whole outer steps in which one validator makes a turn of checks: as many as a full swarm has miners."""
+    num_checks = spec.validation.checks_per_outer_step
+    return spec.num_stages * spec.replicas // num_checks if num_checks else 0
+
+
+def expected_pay(share: float, found: float, spec: RunSpec) -> float:
     """Pay, relative to an honest miner's, of one that cheats in a share of its outer steps for a long time.
 
-    `found` is the probability that an outer step in which it cheated is checked and found out. It is paid whenever none
-    of the last `window` outer steps was.
+    `found` is the probability that a whole replay looks at an outer step, and so that one in which the miner cheated is
+    found out. It is paid whenever none of the last outer steps of a window was found, and then as far as a whole replay
+    of an honest one verified it.
     """
-    return (1 - found * share) ** window
+    return _counted_share(share, found, spec) / _counted_share(0.0, found, spec)
 
 
-def gain_of_cheating(share: float, found: float, window: int, cost: float = HONEST_COST_MAX) -> float:
+def _counted_share(share: float, found: float, spec: RunSpec) -> float:
+    """Of all that was done in a window, what counts on average."""
+    window, turn = spec.validation.score_window_outer_steps, turn_outer_steps(spec)
+    clear, unseen = 1 - found * share, 1 - found
+    # An outer step waits for verification when nothing from a turn before it up to now was looked at; nothing in the
+    # whole window may have been found out.
+    looks = [min(age + 1 + turn, window) for age in range(window)]
+    waits = math.fsum(unseen**num * clear ** (window - num) for num in looks) / window
+    return clear**window - (1 - spec.validation.unverified_factor) * waits
+
+
+def gain_of_cheating(share: float, found: float, spec: RunSpec, cost: float = HONEST_COST_MAX) -> float:
     """What cheating in a share of the outer steps brings, in pay of an honest miner: the cost that it saves, less the
-    pay that it loses. Convex in the share and 0 for share 0: where it is negative for share 1, it is for all."""
-    return cost * share - (1 - expected_pay(share, found, window))
+    pay that it loses."""
+    return cost * share - (1 - expected_pay(share, found, spec))

@@ -8,7 +8,7 @@ from typing import Any
 
 from orion.common.ledger.book import LedgerBook
 from orion.common.ledger.reading import LedgerReading
-from orion.common.ledger.scoring import counted_flops
+from orion.common.ledger.scoring import counted_flops, paid_until_steps
 from orion.common.protocol.entries import LedgerEntry, MergeSettled, Said, TripsDied, TripsLeased
 from orion.common.protocol.messages import Report
 from orion.common.protocol.records import ScoreSheet, Verdict
@@ -106,6 +106,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "num_committed": INT,
         "flops": REAL,
         "counted_flops": REAL,
+        "waiting": TRUTH,
     },
     "scores": {
         "sequence": INT,
@@ -119,7 +120,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
 }
 """Name and kind of every column of every table. Rows of `work` and `contradictions` that the book has forgotten (older
-than the score window) are not in them; the entries that they follow from are."""
+than the score window) are not in them; the entries that they follow from are. `waiting`: for verification, by the
+ledger as it stands."""
 
 
 def ledger_tables(entries: Sequence[LedgerEntry], reading: LedgerReading) -> dict[str, list[Row]]:
@@ -129,6 +131,8 @@ def ledger_tables(entries: Sequence[LedgerEntry], reading: LedgerReading) -> dic
     for entry in entries:
         _add_entry(tables, trips, entry)
     tables["contradictions"] = _contradictions(reading.book)
+    summary = reading.summary()
+    paid_until = paid_until_steps(summary, reading.spec)
     tables["work"] = [
         {
             "outer_step": record.outer_step,
@@ -138,8 +142,9 @@ def ledger_tables(entries: Sequence[LedgerEntry], reading: LedgerReading) -> dic
             "num_committed": record.num_committed,
             "flops": record.flops,
             "counted_flops": counted_flops(record),
+            "waiting": record.outer_step > paid_until.get(record.hotkey, -1),
         }
-        for record in reading.summary().work
+        for record in summary.work
     ]
     return tables
 

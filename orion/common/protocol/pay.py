@@ -25,7 +25,8 @@ class PaidStep(Message):
     num_committed: Count
     """That its newest commitment covers."""
     counted_flops: Amount
-    """What they count: covered by a commitment, weighed by its part in the merge, before any failed check."""
+    """What they count: covered by a commitment, weighed by its part in the merge, before any failed check, and once
+    they are verified."""
     num_receipts: Count
     num_matched: Count
     """Of these, those that the other end confirms; the rest is one-sided and earns nothing."""
@@ -34,6 +35,9 @@ class PaidStep(Message):
     merge: MergeShare | None
     """None while it is not settled."""
     verdicts: Annotated[tuple[VerdictRecord, ...], Field(max_length=VERDICTS_PER_STEP_MAX)]
+    waiting: bool
+    """Whether the work waits for verification, and counts little until then: no replay of a whole outer step from about
+    here on has passed yet."""
     failed: bool
     """Whether a failed check of it stands: then nothing counts until it leaves the window."""
 
@@ -60,8 +64,14 @@ class MinerPay(Message):
     """First outer step that counts now."""
     score: Amount
     """By the ledger as it is now."""
-    verified: bool
-    """Whether a replay of a log of this miner's has passed in the window; before that, work counts little."""
+    verified_outer_step: Step | None
+    """The newest of the window of which a replay of the whole has passed; None when none has."""
+    counted_flops: Amount
+    """What all the work of the window counts once it is verified, failed checks apart."""
+    waiting_flops: Amount
+    """Of that, what waits for verification."""
+    unverified_factor: Annotated[float, Field(gt=0, le=1)]
+    """What waiting work counts."""
     paid_again_from: Step | None
     """First outer step from which on no failed check is in the window any more; None when there is none now."""
     steps: Annotated[tuple[PaidStep, ...], Field(max_length=STEPS_MAX)]

@@ -30,8 +30,9 @@ class Setting:
     outer_steps: int = 6
     whole_share: float = 0.5
     """Of the checks, those that replay a whole outer step."""
-    score_window: int = 6
-    """Outer steps whose work counts: all, as in a real run, whose window is longer than it takes to find anybody."""
+    score_window: int = 7
+    """Outer steps whose work counts: all, as in a real run, whose window is longer than it takes to find anybody. The
+    ledger opens one more than a run has: with a window of six the last weights forgot who was verified in the first."""
     checked_share: float = 2 / 3
     """Of all miners, drawn by the validator in each outer step: many, because a trial's window holds few outer steps.
     What counts is how often a miner is checked within a window; a real one is ten times as long."""

@@ -7,6 +7,7 @@ from orion.common.ids import Hotkey, Subject
 from orion.common.ledger.pay import miner_pay
 from orion.common.ledger.scoring import scores
 from orion.common.ledger.sheet import make_sheet
+from orion.common.protocol.entries import OuterStepOpened
 from orion.common.protocol.records import Verdict
 from orion.common.protocol.signing import hotkey_of, keypair_from_uri
 
@@ -34,7 +35,9 @@ def test_pay_names_work_checks_merges_and_scores() -> None:
     good, bad = pay_of(ledger, honest), pay_of(ledger, caught)
     earned = scores(ledger.summary(), ledger.spec)
     assert good.score == earned[honest] == sum(step.counted_flops for step in good.steps) > 0
-    assert good.verified and not bad.verified
+    assert (good.verified_outer_step, bad.verified_outer_step) == (0, None)
+    assert (good.waiting_flops, good.counted_flops) == (0.0, good.score)
+    assert bad.waiting_flops == bad.counted_flops > 0
     assert good.paid_again_from is None
     (step,) = good.steps
     assert (step.num_credited, step.num_committed, step.stage_index) == (4, 4, 1)
@@ -47,6 +50,25 @@ def test_pay_names_work_checks_merges_and_scores() -> None:
     (step,) = bad.steps
     assert step.failed and [record.verdict.reason for record in step.verdicts] == ["noise"]
     assert step.merge is not None and step.merge.num_merged == 0
+
+
+def test_pay_says_how_much_of_the_work_waits_for_verification() -> None:
+    ledger = SignedLedger(make_spec())
+    miner, spec = hotkey_of(ledger.keys[1][0]), ledger.spec
+    ledger.train(4, 0)
+    ledger.says(
+        VALIDATOR_KEY, None, Verdict(miner=miner, outer_step=0, subject=Subject.WHOLE, passed=True, num_operations=2)
+    )
+    ledger.fact(OuterStepOpened(outer_step=1))
+    ledger.train(2, 0)
+    assert [step.waiting for step in pay_of(ledger, miner).steps] == [False, False]
+    for number in range(spec.num_stages * spec.replicas + 1):
+        other = hotkey_of(keypair_from_uri(f"//other/{number}"))
+        ledger.says(VALIDATOR_KEY, None, Verdict(miner=other, outer_step=1, passed=True, num_operations=2))
+    pay = pay_of(ledger, miner)
+    assert [step.waiting for step in pay.steps] == [False, True], "a whole turn of checks later"
+    assert pay.waiting_flops == pay.steps[1].counted_flops == pay.counted_flops / 3 > 0
+    assert pay.score == pay.counted_flops - pay.waiting_flops + pay.waiting_flops * pay.unverified_factor
 
 
 def test_one_sided_receipts_are_counted_and_earn_nothing() -> None:

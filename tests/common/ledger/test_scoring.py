@@ -1,12 +1,11 @@
 """Scores and chain weights: what must hold for every ledger and every subnet, and why cheating does not pay."""
 
 import math
-from collections import Counter
 from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion.common.config import RunSpec
@@ -18,6 +17,7 @@ from orion.common.ledger.scoring import (
     gain_of_cheating,
     merge_factor,
     scores,
+    turn_outer_steps,
     window_start,
 )
 from orion.common.ledger.weights import U16_MAX, as_u16, chain_weights
@@ -206,42 +206,86 @@ def test_whoever_looked_at_less_outvotes_nobody() -> None:
 # --- why cheating does not pay ----------------------------------------------------------------------------------------
 
 
-def pay_by_the_rule(share: float, found: float, window: int) -> float:
-    """Expected score of a cheat ÷ an honest miner's, every course of a window weighed, by the scoring code itself."""
-    spec = make_spec(window)
+def others_checked(outer_step: int, num: int) -> list[VerdictRecord]:
+    return [verdict(VALIDATORS[0], hotkey("Bystander", number), outer_step, True) for number in range(num)]
+
+
+def pay_by_the_rule(share: float, found: float, spec: RunSpec) -> float:
+    """Expected score of a cheat ÷ an honest miner's, every course of a window weighed, by the scoring code itself.
+
+    In a course each outer step of both miners is replayed wholly or not, and the cheat's is honest or not. The rest of
+    an outer step's checks looks at others.
+    """
+    window, num_checks = spec.validation.score_window_outer_steps, spec.validation.checks_per_outer_step
     records = [work(miner, outer_step, 1.0) for miner in MINERS[:2] for outer_step in range(window)]
-    expected = 0.0
-    for course in product((False, True), repeat=window):
-        caught = [verdict(VALIDATORS[0], MINERS[0], step, False) for step, is_caught in enumerate(course) if is_caught]
-        earned = scores(ledger(records, caught, window - 1), spec)
-        counts = Counter(course)
-        probability = (found * share) ** counts[True] * (1 - found * share) ** counts[False]
-        expected += probability * earned[MINERS[0]] / earned[MINERS[1]]
-    return expected
+    expected = {miner: 0.0 for miner in MINERS[:2]}
+    chances = {None: 1 - found, True: found * (1 - share), False: found * share}
+    for course in product(chances, repeat=window):
+        for miner, outcomes in ((MINERS[0], course), (MINERS[1], [None if each is None else True for each in course])):
+            looks = [
+                verdict(VALIDATORS[0], miner, step, outcome, subject=Subject.WHOLE)
+                for step, outcome in enumerate(outcomes)
+                if outcome is not None
+            ]
+            for step, outcome in enumerate(outcomes):
+                looks += others_checked(step, num_checks - (outcome is not None))
+            earned = scores(ledger(records, looks, window - 1), spec)[miner]
+            expected[miner] += math.prod(chances[outcome] for outcome in course) * earned
+    return expected[MINERS[0]] / expected[MINERS[1]]
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5))
-def test_the_arithmetic_is_that_of_the_scores(share: float, found: float, window: int) -> None:
-    assert pay_by_the_rule(share, found, window) == pytest.approx(expected_pay(share, found, window), abs=1e-9)
-
-
-FOUND_IF_CHECKED = 0.5
-"""At least: a check that replays the whole outer step finds what was done in it, and every second one does so."""
+@settings(max_examples=30)
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 4), st.sampled_from([1, 2, 3, 6]), st.sampled_from([0.1, 0.5]))
+def test_the_arithmetic_is_that_of_the_scores(
+    share: float, found: float, window: int, num_checks: int, factor: float
+) -> None:
+    spec = make_spec(window, unverified_factor=factor, checks_per_outer_step=num_checks)
+    assert pay_by_the_rule(share, found, spec) == pytest.approx(expected_pay(share, found, spec), abs=1e-9)
 
 
 @pytest.mark.parametrize("run_file", sorted(RUNS.glob("*.toml")), ids=lambda path: path.stem)
 @given(share=st.floats(0.001, 1))
 def test_cheating_pays_at_no_share_in_any_run_that_ships(run_file: Path, share: float) -> None:
     spec = RunSpec.load(run_file)
-    found = check_rate(spec) * FOUND_IF_CHECKED
-    assert gain_of_cheating(share, found, spec.validation.score_window_outer_steps) < 0
+    assert gain_of_cheating(share, check_rate(spec) * spec.validation.whole_share, spec) < 0
 
 
 def test_too_few_checks_are_seen() -> None:
-    assert gain_of_cheating(1.0, 0.01, 50) > 0
-    assert gain_of_cheating(0.0, 0.5, 50) == 0
+    spec = swarm_spec(48, 1, window=50)
+    found = check_rate(spec) * spec.validation.whole_share
+    assert gain_of_cheating(1.0, found, spec) > 0
+    assert gain_of_cheating(0.0, 0.5, spec) == 0
     assert check_rate(make_spec(checks_per_outer_step=3)) == 0.5
     assert check_rate(make_spec(checks_per_outer_step=3), num_validators=2) == 0.75
+
+
+def swarm_spec(num_miners: int, num_checks: int, *, window: int) -> RunSpec:
+    """Of one stage."""
+    spec = make_spec(window, checks_per_outer_step=num_checks, unverified_factor=0.1)
+    return spec.model_copy(update={"num_stages": 1, "replicas": num_miners})
+
+
+@pytest.mark.parametrize(
+    ("num_miners", "num_checks", "pay", "gain"),
+    [
+        (6, 1, 0.001, -0.099),
+        (22, 1, 0.049, -0.051),
+        (22, 2, 0.012, -0.088),
+        (48, 1, 0.127, 0.027),
+        (48, 2, 0.055, -0.045),
+        (48, 4, 0.015, -0.085),
+        (48, 8, 0.001, -0.099),
+    ],
+)
+def test_the_table_of_the_guide_is_that_of_the_arithmetic(
+    num_miners: int, num_checks: int, pay: float, gain: float
+) -> None:
+    spec = swarm_spec(num_miners, num_checks, window=50)
+    found = check_rate(spec) * spec.validation.whole_share
+    assert expected_pay(1.0, found, spec) == pytest.approx(pay, abs=5e-4)
+    assert gain_of_cheating(1.0, found, spec) == pytest.approx(gain, abs=5e-4)
+    most = max(gain_of_cheating(number / 100, found, spec) for number in range(1, 101))
+    assert (most > 0) == (gain > 0), "where it does not pay to cheat always, it does not pay to cheat now and then"
 
 
 # --- chain weights ----------------------------------------------------------------------------------------------------
@@ -308,7 +352,7 @@ def test_impossible_scores_are_refused(score: float) -> None:
         chain_weights({MINERS[0]: score}, UIDS, None, 0.0, 1.0)
 
 
-def test_work_counts_little_until_a_replay_has_passed_in_the_window_and_then_in_full() -> None:
+def test_work_counts_little_until_a_replay_has_passed_in_the_window() -> None:
     spec = make_spec(unverified_factor=0.1)
     miner, other = MINERS[:2]
     records = [work(each, outer_step, 10.0) for each in (miner, other) for outer_step in (8, 9)]
@@ -325,3 +369,47 @@ def test_work_counts_little_until_a_replay_has_passed_in_the_window_and_then_in_
     assert scores(ledger(records, [long_ago]), spec) == {miner: 2.0, other: 2.0}
     failed = verdict(VALIDATORS[1], miner, 9, False)
     assert scores(ledger(records, [checked, failed]), spec) == {miner: 0.0, other: 2.0}
+
+
+def test_work_counts_in_full_up_to_a_turn_after_the_newest_verified_outer_step() -> None:
+    spec = make_spec(10, unverified_factor=0.1, checks_per_outer_step=3)
+    assert turn_outer_steps(spec) == 2
+    records = [work(MINERS[0], outer_step, 10.0) for outer_step in range(10)]
+    looks = [verdict(VALIDATORS[0], MINERS[0], outer_step, True, subject=Subject.WHOLE) for outer_step in (1, 4)]
+    others = [record for outer_step in range(10) for record in others_checked(outer_step, 2 + (outer_step > 4))]
+    assert scores(ledger(records, looks + others), spec) == {MINERS[0]: pytest.approx(73.0)}, "two after, then a tenth"
+    assert scores(ledger(records, looks[:1] + others), spec) == {MINERS[0]: pytest.approx(55.0)}, "three turns of two"
+    later = verdict(VALIDATORS[1], MINERS[0], 9, True, subject=Subject.WHOLE)
+    assert scores(ledger(records, [*looks, *others, later]), spec) == {MINERS[0]: 100.0}, "nothing is lost for good"
+
+
+def test_nobody_loses_pay_where_validators_check_less_than_they_should() -> None:
+    spec = make_spec(10, unverified_factor=0.1, checks_per_outer_step=3)
+    records = [work(MINERS[0], outer_step, 10.0) for outer_step in range(10)]
+    looked = verdict(VALIDATORS[0], MINERS[0], 1, True, subject=Subject.WHOLE)
+    assert scores(ledger(records, [looked]), spec) == {MINERS[0]: 100.0}
+    late = others_checked(7, 7)
+    assert scores(ledger(records, [looked, *late]), spec) == {MINERS[0]: pytest.approx(73.0)}
+    means = [
+        verdict(VALIDATORS[0], hotkey("Reducer", number), 2, True, subject=Subject.REDUCTION) for number in range(9)
+    ]
+    assert scores(ledger(records, [looked, *means]), spec) == {MINERS[0]: 100.0}, "these are nobody's turn"
+
+
+def test_a_turn_is_the_time_in_which_everybody_can_be_checked_once() -> None:
+    assert turn_outer_steps(swarm_spec(48, 8, window=50)) == 6
+    assert turn_outer_steps(swarm_spec(6, 1, window=50)) == 6
+    assert turn_outer_steps(swarm_spec(21, 14, window=6)) == 1
+    assert turn_outer_steps(swarm_spec(3, 4, window=6)) == 0
+    assert turn_outer_steps(swarm_spec(3, 0, window=6)) == 0
+
+
+@given(works, verdict_lists, st.sampled_from(MINERS), st.integers(0, 9))
+def test_a_passed_replay_costs_its_miner_nothing(
+    records: list[WorkRecord], verdicts: list[VerdictRecord], miner: Hotkey, outer_step: int
+) -> None:
+    spec = make_spec(unverified_factor=0.1)
+    before = scores(ledger(records, verdicts), spec)
+    passed = verdict(hotkey("Checker", 7), miner, outer_step, True, subject=Subject.WHOLE, num_operations=9)
+    after = scores(ledger(records, [*verdicts, passed]), spec)
+    assert after.get(miner, 0.0) >= before.get(miner, 0.0)
