@@ -144,7 +144,7 @@ class ValidatorCore:
         # Each pass does what the state asks for; it goes on as long as that changes the state.
         while self._advance(effects, now_s):
             pass
-        effects.extend(self._duty.pump(now_s))
+        effects.extend(self._duty.pump(now_s, is_checking=self._round is not None))
         effects.extend(self._errands.pump(now_s))
         effects.extend(self._notices)
         self._notices.clear()
@@ -191,6 +191,7 @@ class ValidatorCore:
             case VerdictSent() | ScoresSent():
                 sent = SendVerdict(event.verdict) if isinstance(event, VerdictSent) else SendScores(event.sheet)
                 self._errands.succeeded(sent)
+                self._duty.on_sent(sent)
             case WeightsSet():
                 self._notices += self._duty.on_set()
             case WeightsRefused():

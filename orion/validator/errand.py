@@ -67,6 +67,11 @@ class Errands:
         self._errands = [errand for errand in self._errands if not isinstance(errand.effect, FetchLedger)]
 
     @property
+    def has_ledger(self) -> bool:
+        """Whether the ledger is being asked for."""
+        return any(isinstance(errand.effect, FetchLedger) for errand in self._errands)
+
+    @property
     def has_verdicts(self) -> bool:
         """Whether a verdict is on its way."""
         return any(isinstance(errand.effect, SendVerdict) for errand in self._errands)

@@ -1,8 +1,12 @@
 """When chain weights are due and what they are, from the ledger and the chain as they are then. Pure.
 
-Owns the rate limit, the permit and what a refusal means. Must not know of checks. Each attempt reads the ledger and
-the subnet afresh, so that it never acts on what it knew before it had to wait.
+Owns the rate limit, the permit and what a refusal means. Must not know of checks, only whether some are under way: what
+they find should reach the ledger before weights follow from it, so weights that could not be set between two rounds
+wait for the round's end, unless the chain's next epoch would come first. Each attempt reads the ledger and the subnet
+afresh, so that it never acts on what it knew before it had to wait, nor without a verdict that it has delivered.
 """
+
+import math
 
 from orion.common.config import RunSpec
 from orion.common.ledger.scoring import window_start
@@ -17,12 +21,17 @@ from orion.validator.events import (
     Notice,
     OrchestratorFailed,
     SendScores,
+    SendVerdict,
     SetWeights,
     WeightsRefused,
 )
 
 REFUSALS_MAX = 20
 """Refusals in a row that say "later" before a set of weights is given up."""
+
+BLOCKS_TO_SET = 3
+"""Blocks before an epoch in which weights are set at the latest: one that takes them in, one for a second try, and one
+that passes while ledger and subnet are read."""
 
 PERMIT_LOOKS = 3
 """Looks for a permit: at once and after each of the next two epochs, as it comes at an epoch."""
@@ -37,6 +46,12 @@ class WeightDuty:
         self._outer_step = 0
         self._is_due = False
         self._not_before_s = 0.0
+        self._has_waited = False
+        """Whether the chain let the round's end pass without weights: then the next round may be under way."""
+        self._hold_until_s: float | None = None
+        """While that round is under way; None = not held."""
+        self._is_outdated = False
+        """Whether the ledger that is on its way may lack a verdict."""
         self._ledger: Ledger | None = None
         self._view: ChainView | None = None
         self._setting: SetWeights | None = None
@@ -58,23 +73,36 @@ class WeightDuty:
         self._view = None
         self._num_refusals = 0
         self._num_looks = 0
+        self._has_waited = False
+        self._hold_until_s = None
 
-    def pump(self, now_s: float) -> list[Notice]:
-        """Asks for what is missing, and sets the weights when nothing is."""
+    def pump(self, now_s: float, *, is_checking: bool) -> list[Notice]:
+        """Asks for what is missing, and sets the weights when nothing is; `is_checking`: a round is under way."""
         if not self._is_due or self._setting is not None or now_s < self._not_before_s:
             return []
+        if self._hold_until_s is not None:
+            if is_checking and now_s < self._hold_until_s:
+                return []
+            self._hold_until_s, self._has_waited = None, False
         if self._ledger is None:
             self._errands.add(FetchLedger(window_start(self._outer_step, self._spec)))
         if self._view is None:
             self._errands.add(FetchMetagraph())
         if self._ledger is None or self._view is None:
             return []
-        return self._decide(self._ledger, self._view, now_s)
+        return self._decide(self._ledger, self._view, now_s, is_checking=is_checking)
 
     def on_ledger(self, ledger: Ledger, now_s: float) -> None:
         """The ledger has come."""
-        if self._is_due and self._setting is None and now_s >= self._not_before_s:
+        is_outdated, self._is_outdated = self._is_outdated, False
+        if self._is_due and self._setting is None and now_s >= self._not_before_s and not is_outdated:
             self._ledger = ledger
+
+    def on_sent(self, sent: SendVerdict | SendScores) -> None:
+        """Something of this validator's has reached the ledger; after a verdict that must be read again."""
+        if isinstance(sent, SendVerdict):
+            self._ledger = None
+            self._is_outdated = self._errands.has_ledger
 
     def on_view(self, view: ChainView, now_s: float) -> None:
         """The subnet has been read."""
@@ -109,7 +137,7 @@ class WeightDuty:
         self._setting = None
         return [self._abandon("unreachable", event.detail)]
 
-    def _decide(self, ledger: Ledger, view: ChainView, now_s: float) -> list[Notice]:
+    def _decide(self, ledger: Ledger, view: ChainView, now_s: float, *, is_checking: bool) -> list[Notice]:
         if not view.has_permit:
             self._num_looks += 1
             if self._num_looks >= PERMIT_LOOKS or view.next_epoch_s is None:
@@ -121,6 +149,10 @@ class WeightDuty:
             if blocks_left > 0:
                 self._wait(blocks_left * view.block_s, now_s)
                 return []
+        if is_checking and self._has_waited and (hold_s := _time_to_hold(view)) > 0:
+            self._wait(0.0, now_s)
+            self._hold_until_s = now_s + hold_s
+            return [Notice("info", "weights_held", {"wait_s_max": hold_s, "detail": "checks are under way"})]
         sheet = make_sheet(ledger, self._spec, view.uids, view.owner_uid, view.weight_max)
         weights = weights_of(sheet)
         if not weights:
@@ -133,9 +165,15 @@ class WeightDuty:
 
     def _wait(self, wait_s: float, now_s: float) -> None:
         self._not_before_s = now_s + wait_s
+        self._has_waited = True
         self._ledger = None
         self._view = None
 
     def _abandon(self, reason: str, detail: str) -> Notice:
         self._is_due = False
         return Notice("warning", "weights_not_set", {"reason": reason, "detail": detail})
+
+
+def _time_to_hold(view: ChainView) -> float:
+    """Seconds for which weights can wait and still be there at the next epoch; without epochs any."""
+    return math.inf if view.next_epoch_s is None else view.next_epoch_s - BLOCKS_TO_SET * view.block_s
