@@ -1,6 +1,7 @@
 """Scores and chain weights: what must hold for every ledger and every subnet, and why cheating does not pay."""
 
 import math
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -206,6 +207,7 @@ def test_whoever_looked_at_less_outvotes_nobody() -> None:
 # --- why cheating does not pay ----------------------------------------------------------------------------------------
 
 
+@cache
 def others_checked(outer_step: int, num: int) -> list[VerdictRecord]:
     return [verdict(VALIDATORS[0], hotkey("Bystander", number), outer_step, True) for number in range(num)]
 
@@ -234,7 +236,7 @@ def pay_by_the_rule(share: float, found: float, spec: RunSpec) -> float:
     return expected[MINERS[0]] / expected[MINERS[1]]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 4), st.sampled_from([1, 2, 3, 6]), st.sampled_from([0.1, 0.5]))
 def test_the_arithmetic_is_that_of_the_scores(
     share: float, found: float, window: int, num_checks: int, factor: float
