@@ -106,6 +106,15 @@ class Workers:
         """Until every worker has ended well. Raises BenchError."""
         self.wait_until("training", lambda: all(worker.process.poll() == 0 for worker in self.started), limit_s=limit_s)
 
+    def cpu_s(self) -> float:
+        """Processor time that all workers that still run have used so far."""
+        ticks = 0
+        for worker in self.started:
+            # Fields of the line after the command's name, which may hold anything: user and system time are 12 and 13.
+            fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def _stop(self) -> None:
         for worker in self.started:
             if worker.process.poll() is None:

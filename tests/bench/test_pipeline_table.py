@@ -36,7 +36,7 @@ class Machine:
         self.asked.append((setting.name, system))
         repetition = self.asked.count((setting.name, system))
         speed = {System.ORION: 0.5 if setting.name == "20" else 1.2}.get(system, 1.0)
-        return Measurement(speed * 1000.0 / repetition, loss=5.0 + repetition)
+        return Measurement(speed * 1000.0 / repetition, cpu_s=0.5, loss=5.0 + repetition)
 
 
 def test_ratios_are_within_a_repetition_and_every_setting_must_hold() -> None:
@@ -68,6 +68,12 @@ def test_ratios_are_within_a_repetition_and_every_setting_must_hold() -> None:
     assert far["tokens_per_s"]["single"] == pytest.approx(500), "one process meets no network"
     assert far["tokens_per_s"]["torch_1f1b"] is None
     assert far["loss"]["torch_1f1b"] is None
+    assert far["cpu_s_per_1000_tokens"] == {
+        "single": 0.5,
+        "torch_1f1b": None,
+        "torch_1f1b_boundary": None,
+        "orion": 0.5,
+    }
 
 
 def test_the_settings_are_those_that_are_reported() -> None:

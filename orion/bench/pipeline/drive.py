@@ -115,7 +115,9 @@ class PipelineBench:
             )
         site.workers.wait_for_all(LIMIT_S)
         results = [TrainerResult.model_validate_json(worker.output_lines()[-1]) for worker in site.workers.started]
-        return self._measurement([result.step_ends_s for result in results], results[-1].losses)
+        window = self._workload.window
+        cpu_s = sum(result.cpu_s[window.num_steps - 1] - result.cpu_s[window.num_warm_up - 1] for result in results)
+        return self._measurement([result.step_ends_s for result in results], cpu_s, results[-1].losses)
 
     # --- Orion
 
@@ -130,19 +132,22 @@ class PipelineBench:
         )
         url = f"http://{last.address}:{last.port}"
         miners = [self._start_miner(site, stage_index, url) for stage_index in stages]
-        num_steps = self._workload.window.num_steps
+        num_warm_up, num_steps = self._workload.window.num_warm_up, self._workload.window.num_steps
 
-        def all_have_stepped() -> bool:
-            return all(len(_inner_steps(miner)) >= num_steps for miner in miners)
+        def all_have_stepped(steps: int) -> bool:
+            return all(len(_inner_steps(miner)) >= steps for miner in miners)
 
-        site.workers.wait_until("training", all_have_stepped, LIMIT_S)
+        site.workers.wait_until("warming up", lambda: all_have_stepped(num_warm_up), LIMIT_S)
+        cpu_before_s = site.workers.cpu_s()
+        site.workers.wait_until("training", lambda: all_have_stepped(num_steps), LIMIT_S)
+        cpu_s = site.workers.cpu_s() - cpu_before_s
         orchestrator.tell(str(num_steps * self.spec.microbatches_per_step))
         site.workers.wait_until("telling the losses", lambda: _answer(orchestrator) is not None, LOSSES_S)
         answer = _answer(orchestrator)
         assert answer is not None
         if answer.num_cancelled:
             raise BenchError(f"{answer.num_cancelled} trips were cancelled; what was measured is no steady state")
-        return self._measurement([_inner_steps(miner) for miner in miners], answer.losses)
+        return self._measurement([_inner_steps(miner) for miner in miners], cpu_s, answer.losses)
 
     def _start_miner(self, site: Site, stage_index: int, orchestrator_url: str) -> Worker:
         place = site.places[stage_index]
@@ -173,10 +178,13 @@ class PipelineBench:
             name, f"orion.bench.pipeline.{module}", argument, wrap=place.wrap, environment=self._environment | more
         )
 
-    def _measurement(self, step_ends_s: Sequence[Sequence[float]], losses: Sequence[float]) -> Measurement:
-        window = self._workload.window
+    def _measurement(
+        self, step_ends_s: Sequence[Sequence[float]], cpu_s: float, losses: Sequence[float]
+    ) -> Measurement:
+        window, tokens_per_step = self._workload.window, self._workload.tokens_per_step
         return Measurement(
-            tokens_per_s(step_ends_s, window, self._workload.tokens_per_step),
+            tokens_per_s(step_ends_s, window, tokens_per_step),
+            1000 * cpu_s / (window.num_measured * tokens_per_step),
             last_step_loss(losses, window, self.spec.microbatches_per_step),
         )
 

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from orion.bench.pipeline.training import InnerSteps, StepTokens, TrainerResult, TrainerTask
+from orion.bench.pipeline.training import InnerSteps, StepTokens, Stopwatch, TrainerResult, TrainerTask
 from orion.bench.workers import say, stop_when_stdin_closes
 from orion.common.clock import Clock, SystemClock
 from orion.common.model.stage import Transformer, token_loss
@@ -16,15 +16,15 @@ def train(task: TrainerTask, clock: Clock) -> TrainerResult:
     tokens = StepTokens(spec, task.data_folder)
     model = Transformer(task.model(spec), 1)
     inner = InnerSteps(model, spec, spec.inner.clip_norm)
-    step_ends_s, losses = [], []
+    stopwatch, losses = Stopwatch(clock), []
     for step in range(task.window.num_steps):
         for ids_BU in tokens.step_ids(step).chunk(spec.microbatches_per_step):
             loss = token_loss(model(ids_BU[:, :-1]), ids_BU[:, 1:])
             torch.autograd.backward(loss / spec.microbatches_per_step)
             losses.append(float(loss.detach()))
         inner.step(step)
-        step_ends_s.append(clock.now_s())
-    return TrainerResult(step_ends_s=tuple(step_ends_s), losses=tuple(losses))
+        stopwatch.step_ended()
+    return stopwatch.result(losses)
 
 
 def main() -> None:

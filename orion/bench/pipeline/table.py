@@ -50,6 +50,11 @@ class Row:
         rates = [one.tokens_per_s for one in self.measured[system]]
         return statistics.median(rates) if rates else None
 
+    def cpu_s(self, system: System) -> float | None:
+        """Processor time for 1,000 tokens, the median; None: not measured."""
+        times_s = [one.cpu_s for one in self.measured[system]]
+        return statistics.median(times_s) if times_s else None
+
     def loss(self, system: System) -> float | None:
         """The median; None: not measured."""
         losses = [one.loss for one in self.measured[system]]
@@ -64,6 +69,7 @@ class Row:
             "rtt_ms": self.setting.rtt_ms,
             "tokens_per_s": {system.value: self.tokens_per_s(system) for system in System},
             "tokens_per_s_spread": {system.value: _spread(rates[system]) for system in System},
+            "cpu_s_per_1000_tokens": {system.value: self.cpu_s(system) for system in System},
             "ratio_to_colocated": self.ratio,
             "ratio_spread": _spread(self.ratios),
             "loss": {system.value: self.loss(system) for system in LOSS_SYSTEMS},

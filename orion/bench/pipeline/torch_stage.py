@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from orion.bench.pipeline.training import InnerSteps, StepTokens, TrainerResult, TrainerTask
+from orion.bench.pipeline.training import InnerSteps, StepTokens, Stopwatch, TrainerResult, TrainerTask
 from orion.bench.workers import say, stop_when_stdin_closes
 from orion.common.clock import Clock, SystemClock
 from orion.common.model.sizes import stage_size
@@ -47,7 +47,7 @@ def train(task: TrainerTask, clock: Clock) -> TrainerResult:
     inner = InnerSteps(stage, spec, clip_share(sizes[task.rank], sum(sizes), spec.inner.clip_norm))
     pipeline_stage = PipelineStage(_StageModule(stage), task.rank, spec.num_stages, torch.device("cpu"))
     schedule: Any = Schedule1F1B(pipeline_stage, n_microbatches=spec.microbatches_per_step, loss_fn=token_loss)
-    step_ends_s: list[float] = []
+    stopwatch = Stopwatch(clock)
     losses: list[float] = []
     for step in range(task.window.num_steps):
         ids_BU = tokens.step_ids(step)
@@ -58,8 +58,8 @@ def train(task: TrainerTask, clock: Clock) -> TrainerResult:
         schedule.step(ids=ids_BU[:, :-1].contiguous(), return_outputs=False, **targets)
         losses += [float(loss.detach()) for loss in step_losses]
         inner.step(step)
-        step_ends_s.append(clock.now_s())
-    return TrainerResult(step_ends_s=tuple(step_ends_s), losses=tuple(losses))
+        stopwatch.step_ended()
+    return stopwatch.result(losses)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ Letters in names: B sequences of a microbatch, T tokens, U = T + 1, M microbatch
 """
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from orion.bench.pipeline.plan import Window
+from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.model.config import ModelConfig
 from orion.common.model.params import init_params, matrix_params
@@ -56,12 +59,33 @@ class TrainerResult(BaseModel):
 
     step_ends_s: tuple[float, ...]
     """Seconds since the epoch, at which each inner step had been taken."""
+    cpu_s: tuple[float, ...]
+    """Processor time that the process had used by then."""
     losses: tuple[float, ...]
     """Of each microbatch in order, where losses are computed."""
 
     def say(self) -> str:
         """The line for standard output."""
         return json.dumps(self.model_dump(mode="json"))
+
+
+class Stopwatch:
+    """Notes when inner steps end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._step_ends_s: list[float] = []
+        self._cpu_s: list[float] = []
+
+    def step_ended(self) -> None:
+        """Now."""
+        self._step_ends_s.append(self._clock.now_s())
+        times = os.times()
+        self._cpu_s.append(times.user + times.system)
+
+    def result(self, losses: Sequence[float]) -> TrainerResult:
+        """What was noted, and the losses."""
+        return TrainerResult(step_ends_s=tuple(self._step_ends_s), cpu_s=tuple(self._cpu_s), losses=tuple(losses))
 
 
 class StepTokens:

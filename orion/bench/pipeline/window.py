@@ -11,6 +11,8 @@ class Measurement:
     """One system's training under one setting, once."""
 
     tokens_per_s: float
+    cpu_s: float
+    """Processor time of all processes for 1,000 tokens: what the machine's other load changes least."""
     loss: float
     """Mean training loss over the tokens of the last measured step, in nats per token."""
 
