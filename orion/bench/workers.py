@@ -84,7 +84,9 @@ class Workers:
                 stdout=output,
                 stderr=errors,
                 env=dict(environment),
-                start_new_session=True,
+                # Ctrl-C is for the benchmark. Not a session each: Linux shares a busy machine's time among sessions,
+                # and a system of many processes would get more of it than one of few.
+                process_group=0,
             )
         worker = Worker(name, process, output_path, errors_path)
         self.started.append(worker)
