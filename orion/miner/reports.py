@@ -13,8 +13,10 @@ from orion.common.protocol.messages import (
     Report,
 )
 
-INTERVAL_S = 0.2
-"""Between two reports while work goes on: few requests, and still little delay at the end of a train phase."""
+INTERVAL_S = 1.0
+"""Between two reports while work goes on. Each costs its sender, the orchestrator and its journal some milliseconds, at
+small models as much as all transfers together; who holds no microbatch any more reports at once, so the end of a train
+phase doesn't wait for it."""
 RETRY_S = 0.5
 BACKLOG_MAX = 4 * BATCH_MAX
 
