@@ -30,6 +30,13 @@ def test_a_stall_is_the_longest_wait_after_a_kill_and_not_before_it() -> None:
     assert longest_gap_s(early) == pytest.approx(8.0)
 
 
+def test_of_a_stall_the_time_of_merges_can_be_left_out() -> None:
+    samples = tuple(Sample(float(at_s), trains, (1,)) for at_s, trains in enumerate([True, True, False, False, True]))
+    course = Course(0.0, 4.0, (0.5, 4.0), samples, kills_at_s=(0.0,))
+    assert longest_stall_s(course) == pytest.approx(3.5)
+    assert longest_stall_s(course, in_training=True) == pytest.approx(1.5)
+
+
 def test_only_a_miner_that_others_can_stand_in_for_is_struck() -> None:
     rng = Random(1)
     assert choose_victim(rng, {0: ["a"], 1: ["b"], 2: []}) is None
@@ -53,6 +60,7 @@ def test_bars_that_do_not_hold_are_named() -> None:
         throughput_ratio=0.95,
         surviving_share=0.8,
         longest_stall_s=1.0,
+        longest_stall_in_training_s=0.8,
         longest_undisturbed_s=0.5,
         faults_fired={"kill": 1, "stop": 1, "cut": 1},
         tokens_per_s={"undisturbed": 2.0, "disturbed": 1.0},

@@ -82,6 +82,9 @@ class Churn:
     longest_stall_s: float
     """Without any microbatch applied, within `STALL_WINDOW_S` after a kill; what the merges of outer steps take there
     is in it."""
+    longest_stall_in_training_s: float
+    """The same without the time in which stages merged: what the data path lost, and not what the end of an outer step
+    waited for."""
     longest_undisturbed_s: float
     """The same of the undisturbed run, at any time."""
     faults_fired: dict[str, int]
@@ -144,12 +147,25 @@ def longest_gap_s(course: Course) -> float:
     return max(later - earlier for earlier, later in pairwise(times))
 
 
-def longest_stall_s(course: Course) -> float:
-    """Longest time between two applied microbatches that begins within `STALL_WINDOW_S` after a kill, or spans it."""
+def training_s(course: Course, from_s: float, to_s: float) -> float:
+    """How much of a stretch of time all stages trained, as far as the samples tell."""
+    total_s = 0.0
+    for sample, following in pairwise(course.samples):
+        if sample.trains:
+            total_s += max(0.0, min(to_s, following.at_s) - max(from_s, sample.at_s))
+    return total_s
+
+
+def longest_stall_s(course: Course, *, in_training: bool = False) -> float:
+    """Longest time between two applied microbatches that begins within `STALL_WINDOW_S` after a kill, or spans it.
+
+    `in_training`: of each such time only what all stages spent training.
+    """
     times = [*sorted(course.applied_at_s), course.ended_s]
     longest = 0.0
     for earlier, later in pairwise(times):
         for kill_s in course.kills_at_s:
             if later > kill_s and earlier < kill_s + STALL_WINDOW_S:
-                longest = max(longest, later - max(earlier, kill_s))
+                from_s = max(earlier, kill_s)
+                longest = max(longest, training_s(course, from_s, later) if in_training else later - from_s)
     return longest

@@ -270,6 +270,7 @@ def _figures(
         throughput_ratio=course.rate_per_s / possible if possible else 0.0,
         surviving_share=share,
         longest_stall_s=longest_stall_s(course),
+        longest_stall_in_training_s=longest_stall_s(course, in_training=True),
         longest_undisturbed_s=longest_gap_s(calm),
         faults_fired={kind.value: sum(blow is kind for blow, _ in blows) for kind in Blow},
         tokens_per_s={
