@@ -25,11 +25,12 @@ class CutProxy:
         self._open = asyncio.Event()
         self._open.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.num_held_back = 0
-        """Pieces that came while it was cut."""
+        self.held_back = asyncio.Event()
+        """Something came since it was cut."""
         self.port = 0
 
     def cut(self) -> None:
+        self.held_back.clear()
         self._open.clear()
 
     def heal(self) -> None:
@@ -47,9 +48,15 @@ class CutProxy:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _pass(self) -> None:
+        """Waits while it is cut."""
+        if not self._open.is_set():
+            self.held_back.set()
+        await self._open.wait()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await self._open.wait()
+            await self._pass()
             target_reader, target_writer = await asyncio.open_connection(self._host, self.target_port)
         except OSError:
             writer.close()
@@ -62,8 +69,7 @@ class CutProxy:
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             while piece := await source.read(CHUNK_BYTES):
-                self.num_held_back += not self._open.is_set()
-                await self._open.wait()
+                await self._pass()
                 sink.write(piece)
                 await sink.drain()
         except OSError:
