@@ -7,7 +7,7 @@ design's list.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +65,8 @@ class Invariants:
         """What each process holds, and until when it may."""
         self._next_deadline_s = math.inf
         """No later than the earliest of them."""
-        self._computing: dict[MinerHost, MicrobatchId] = {}
+        self._with_device: defaultdict[MinerHost, deque[MicrobatchId | None]] = defaultdict(deque)
+        """What each device was given and has not ended, in order; None for jobs of no microbatch."""
         self._freed: set[tuple[MinerHost, MicrobatchId]] = set()
         self._orchestrator: OrchestratorHost | None = None
         """The process that was heard of last."""
@@ -123,7 +124,7 @@ class Invariants:
                 for granted in lease.microbatches:
                     self._deadlines_s[granted.microbatch_id] = lease.deadline_s
             case miner_events.ComputeEnded(result):
-                self._computing.pop(host, None)
+                self._with_device[host].popleft()
                 match result:
                     case miner_events.ForwardDone(microbatch_id, _, loss) if loss is not None:
                         self._applied(host, microbatch_id)
@@ -133,12 +134,19 @@ class Invariants:
             match effect:
                 case miner_effects.ReadBody() if isinstance(event, miner_events.ForwardOffered):
                     self._begins_to_hold(host, event.transfer.microbatch_id, event.transfer.deadline_s)
-                case miner_effects.Compute(miner_events.Forward(microbatch_id) | miner_events.Backward(microbatch_id)):
-                    self._computing[host] = microbatch_id
-                    if microbatch_id in self._deadlines_s:
-                        self._begins_to_hold(host, microbatch_id, self._deadlines_s[microbatch_id])
+                case miner_effects.Compute(job):
+                    self._gets_job(host, job)
                 case miner_effects.FreeTensors(microbatch_id):
                     self._frees(host, microbatch_id)
+
+    def _gets_job(self, host: MinerHost, job: miner_events.Job) -> None:
+        match job:
+            case miner_events.Forward(microbatch_id) | miner_events.Backward(microbatch_id):
+                self._with_device[host].append(microbatch_id)
+                if microbatch_id in self._deadlines_s:
+                    self._begins_to_hold(host, microbatch_id, self._deadlines_s[microbatch_id])
+            case _:
+                self._with_device[host].append(None)
 
     def _stands(self, host: MinerHost, stage_index: int, outer_step: int, digest: Digest) -> None:
         """3: all replicas of a stage hold byte-identical anchors."""
@@ -176,7 +184,7 @@ class Invariants:
             if not host.is_alive:
                 del self._held[(host, microbatch_id)]
             elif due_s > deadline_s and not host.is_stopped:
-                assert self._computing.get(host) == microbatch_id, f"2: {host.address} still holds {microbatch_id}"
+                assert microbatch_id in self._with_device[host], f"2: {host.address} still holds {microbatch_id}"
         self._next_deadline_s = min(self._held.values(), default=math.inf)
 
     # --- the orchestrator ---------------------------------------------------------------------------------------------
