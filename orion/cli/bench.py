@@ -5,6 +5,7 @@ Parses, and hands over to the module that measures. That module is imported only
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -88,6 +89,26 @@ def archive(
     print(f"bodies of {cost.body_bytes} bytes: {cost.add_us:.0f} µs of the device's thread for an operation")
     print(f"{cost.persist_s:.2f} s for a commitment over {cost.persist_bytes / 1e6:.0f} MB")
     print(f"{cost.open_s:.2f} s to find {cost.open_bytes / 1e6:.0f} MB again; {cost.entry_us:.0f} µs a log entry")
+
+
+@bench_app.command()
+def routing(
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Worlds; every rule runs through each.")] = 20,
+    activations: Annotated[int, typer.Option(min=1, max=100_000, help="Of an epoch; five epochs a world.")] = 500,
+    as_json: Json = False,
+) -> None:
+    """How long routing rules take through simulated worlds of miners that come and go. Exits 1 when a bar does not
+    hold."""
+    from orion.bench.routing.study import format_world, routing_study
+
+    on_world = None if as_json else lambda times: print(format_world(times), flush=True)
+    study = routing_study(range(seeds), activations, on_world)
+    for line in study.summary():
+        print(line, file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(study.as_json()))
+    if study.faults():
+        raise typer.Exit(1)
 
 
 @bench_app.command()

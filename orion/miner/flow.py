@@ -41,6 +41,7 @@ from orion.miner.transfers import activation_transfer, gradient_transfer, receip
 from orion.miner.view import View
 from orion.miner.watch import Watch
 
+TOO_LATE = "its deadline has passed"
 TOO_STALE = "too many inner steps since its forward"
 
 
@@ -252,6 +253,9 @@ class Flow:
         for item in self._table.held():
             doom = self._doom(moment, item)
             if doom is not None:
+                if doom == TOO_LATE and item.stand is Stand.AWAITING_GRADIENT:
+                    assert item.next_hop is not None
+                    self._router.lost(item.next_hop, item.sent_s, moment.now_s)
                 # At the end of a phase everybody frees by itself.
                 tells = item.outer_step == moment.outer_step
                 self._cancel(moment, item, doom, tell_previous=tells, tell_next=tells)
@@ -317,7 +321,7 @@ class Flow:
         if view is None or item.outer_step != moment.outer_step:
             return "the train phase has ended"
         if item.deadline_s <= moment.now_s:
-            return "its deadline has passed"
+            return TOO_LATE
         if item.previous_hop is not None and not view.is_active(item.previous_hop, len(item.path) - 1):
             if item.stand is not Stand.RETURNED:
                 splice.orphan(item, moment.now_s)

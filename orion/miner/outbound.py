@@ -156,7 +156,7 @@ class Outbound:
             self._watch.heard(event.peer, moment.now_s)
         match event.outcome:
             case SendOutcome.ACCEPTED:
-                self._router.accepted(event.peer, event.seconds, event.queued or 0)
+                self._router.accepted(event.peer, moment.now_s, event.queued or 0, event.credits)
             case SendOutcome.BUSY:
                 self._router.busy(event.peer, moment.now_s + _hint_s(event))
             case SendOutcome.REFUSED if event.code in LAGGING:

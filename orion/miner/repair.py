@@ -155,6 +155,7 @@ class Repair:
             return
         lost = item.next_hop
         assert lost is not None
+        self._router.lost(lost, item.sent_s, moment.now_s)
         self._router.released(lost)
         item.tried.add(lost)
         item.stand, item.next_hop, item.continues_at = Stand.SEND_DUE, None, None

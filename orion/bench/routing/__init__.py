@@ -1,0 +1,1 @@
+"""Rules of routing raced through one simulated world: `orion bench routing`."""
