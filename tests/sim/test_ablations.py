@@ -16,8 +16,11 @@ from orion.orchestrator.objects import ObjectBook
 from orion.simulator.faults import Fault, FaultKind
 from orion.simulator.scenarios import calm
 from orion.simulator.simulation import SimulationFailedError, run_scenario
+from orion.simulator.swarm import Scenario
 
 SEED = 1
+LIAR_SEEDS = range(1, 7)
+"""Where the first copy of a partition counts, a liar decides it only where its copy is the first to come."""
 
 
 def fault(kind: FaultKind, *, strength: float = 0.0, duration_s: float = 3.0) -> Fault:
@@ -52,10 +55,19 @@ def test_without_a_look_at_the_store_a_plan_names_what_is_not_there(monkeypatch:
 
 def test_without_a_second_equal_copy_a_liar_decides_the_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = calm(num_stages=2, replicas=3, outer_steps=1, cheats={4: LyingReducer})
-    run_scenario(scenario, SEED)
+    for seed in LIAR_SEEDS:
+        run_scenario(scenario, seed)
     monkeypatch.setattr(merge, "COPIES_TO_SETTLE", 1)
-    with pytest.raises(SimulationFailedError, match=r"4: .* is not the mean"):
-        run_scenario(scenario, SEED)
+    assert any(_liar_decides(scenario, seed) for seed in LIAR_SEEDS)
+
+
+def _liar_decides(scenario: Scenario, seed: int) -> bool:
+    try:
+        run_scenario(scenario, seed)
+    except SimulationFailedError as error:
+        assert "is not the mean of its contributions" in str(error)
+        return True
+    return False
 
 
 def test_without_every_event_in_the_journal_a_restart_leads_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Credits and injection in a whole simulated swarm: few credits starve nobody, and the flow follows the pipeline."""
 
 from random import Random
+from statistics import mean
 
 import pytest
 
@@ -54,6 +55,9 @@ class Seen:
         first, last = len(ends_s) // 5, 4 * len(ends_s) // 5
         return (last - first) / (ends_s[last] - ends_s[first])
 
+    def most_in_flight(self) -> float:
+        return max(trip.num_in_flight for trip in self.trips)
+
     def mean_s(self) -> float:
         return sum(trip.seconds for trip in self.trips) / len(self.trips)
 
@@ -82,12 +86,12 @@ def watched(seen: Seen, injection_type: type[Injection], slowness: float) -> Mak
     return Watched
 
 
-def flow_of(injection_type: type[Injection]) -> Seen:
+def flow_of(injection_type: type[Injection], seed: int) -> Seen:
     """One of the middle stage's miners takes three times as long; another one is lost on the way, and one joins."""
     seen = Seen()
     cheats = {index: watched(seen, injection_type, 3.0 if index == 2 else 1.0) for index in range(6)}
     scenario = with_credits(calm(outer_steps=1, inner_steps=16, cheats=cheats, num_spares=1), 24)
-    swarm = Swarm(scenario, SEED)
+    swarm = Swarm(scenario, seed)
     swarm.start()
     clock = swarm.world.clock
     num_trips = 16 * 2 * 2
@@ -103,11 +107,15 @@ def flow_of(injection_type: type[Injection]) -> Seen:
 
 
 def test_a_swarm_is_as_fast_as_with_all_credits_in_use_and_trips_wait_less() -> None:
-    found, flooded = flow_of(Injection), flow_of(Fixed)
-    assert found.rate() >= 0.9 * flooded.rate()
-    assert found.mean_s() <= 0.8 * flooded.mean_s()
-    targets = [trip.num_in_flight for trip in flooded.trips]
-    assert max(targets) > 1.5 * max(trip.num_in_flight for trip in found.trips)
+    rates, times = [], []
+    for seed in range(1, 4):
+        found, flooded = flow_of(Injection, seed), flow_of(Fixed, seed)
+        rates.append(found.rate() / flooded.rate())
+        times.append(found.mean_s() / flooded.mean_s())
+        assert found.most_in_flight() < 0.75 * flooded.most_in_flight()
+    assert mean(rates) >= 1.0
+    assert mean(times) <= 0.9
+    assert max(times) < 1.0
 
 
 def test_work_in_flight_survives_inner_steps_and_is_counted_by_their_number() -> None:
