@@ -3,7 +3,8 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import Any
 
 CHUNK_BYTES = 1 << 16
 
@@ -24,7 +25,7 @@ class CutProxy:
         self.target_port = target_port
         self._open = asyncio.Event()
         self._open.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.held_back = asyncio.Event()
         """Something came since it was cut."""
         self.port = 0
@@ -55,16 +56,18 @@ class CutProxy:
         await self._open.wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with closing(writer):
             await self._pass()
-            target_reader, target_writer = await asyncio.open_connection(self._host, self.target_port)
-        except OSError:
-            writer.close()
-            return
-        for source, sink in ((reader, target_writer), (target_reader, writer)):
-            task = asyncio.create_task(self._carry(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            try:
+                target_reader, target_writer = await asyncio.open_connection(self._host, self.target_port)
+            except OSError:
+                return
+            with closing(target_writer):
+                await asyncio.gather(self._carry(reader, target_writer), self._carry(target_reader, writer))
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:

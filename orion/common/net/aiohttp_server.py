@@ -15,7 +15,7 @@ from aiohttp import ClientPayloadError, web
 from orion.common.ids import Digest, Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, check_request_size, parse_request
 from orion.common.net.http import SERVER_KEEPALIVE_S, receive_exact
-from orion.common.net.tensor_connection import HEAD_BYTES_MAX, LINGER_S, TensorConnection, close_all
+from orion.common.net.tensor_connection import HEAD_BYTES_MAX, LINGER_S, OpenConnections, TensorConnection
 from orion.common.net.tensor_request import TensorHandler, TensorRequest
 from orion.common.protocol.messages import (
     Message,
@@ -71,7 +71,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()
-    connections: set[TensorConnection] = set()
+    connections = OpenConnections()
     try:
         assert runner.server is not None
         tensors: dict[str, TensorHandler] = app.get(TENSORS, {})
@@ -81,7 +81,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
-            await close_all(connections, _SHUTDOWN_S)
+            await connections.close(_SHUTDOWN_S)
     finally:
         await runner.cleanup()
 

@@ -86,6 +86,26 @@ class DirectRequest:
         return await self._connection.receive(size_bytes, digest)
 
 
+@dataclass(slots=True)
+class OpenConnections:
+    """Connections of one server that carry tensor requests."""
+
+    open: "set[TensorConnection]" = field(default_factory=set)
+    is_closed: bool = False
+    """The server stops: who was accepted in the last moment is broken off."""
+
+    async def close(self, grace_s: float) -> None:
+        """Gives handlers at work some time, then closes every connection."""
+        self.is_closed = True
+        tasks = [connection.task for connection in self.open if connection.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for connection in list(self.open):
+            if connection.task is not None:
+                connection.task.cancel()
+            connection.abort()
+
+
 class TensorConnection(asyncio.BufferedProtocol):
     """One connection, from its first byte until it is closed or handed over."""
 
@@ -93,7 +113,7 @@ class TensorConnection(asyncio.BufferedProtocol):
         self,
         handlers: Mapping[str, TensorHandler],
         hand_over: Callable[[], asyncio.Protocol],
-        connections: "set[TensorConnection]",
+        connections: OpenConnections,
     ) -> None:
         """`handlers` by path; `hand_over` makes the framework's protocol; `connections` holds those that are open."""
         self._handlers = handlers
@@ -121,11 +141,13 @@ class TensorConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._connections.add(self)
+        self._connections.open.add(self)
         self._close_after(SERVER_KEEPALIVE_S)
+        if self._connections.is_closed:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.discard(self)
+        self._connections.open.discard(self)
         self._close_after(None)
         if self._arrival is not None and not self._arrival.ended.done():
             self._arrival.ended.set_exception(ConnectionResetError("the sender broke off"))
@@ -278,7 +300,7 @@ class TensorConnection(asyncio.BufferedProtocol):
     def _leave_to_framework(self) -> None:
         """For good: what was read of the request goes along."""
         self._close_after(None)
-        self._connections.discard(self)
+        self._connections.open.discard(self)
         protocol = self._hand_over()
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
@@ -296,14 +318,3 @@ class TensorConnection(asyncio.BufferedProtocol):
 
 async def _awaited(answer: Awaitable[Message]) -> Message:
     return await answer
-
-
-async def close_all(connections: set[TensorConnection], grace_s: float) -> None:
-    """Gives handlers at work some time, then closes every connection."""
-    tasks = [connection.task for connection in connections if connection.task is not None]
-    if tasks:
-        await asyncio.wait(tasks, timeout=grace_s)
-    for connection in list(connections):
-        if connection.task is not None:
-            connection.task.cancel()
-        connection.abort()

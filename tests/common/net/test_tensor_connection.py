@@ -12,7 +12,7 @@ from blake3 import blake3
 from orion.common.ids import Digest
 from orion.common.net.aiohttp_server import add_tensor_route, build_app, serve
 from orion.common.net.gate import Gate
-from orion.common.net.tensor_connection import HEAD_BYTES_MAX
+from orion.common.net.tensor_connection import HEAD_BYTES_MAX, OpenConnections, TensorConnection
 from orion.common.net.tensor_request import TensorRequest
 from orion.common.protocol.codec import decode, encode, received_body
 from orion.common.protocol.messages import Accepted, RefusalCode
@@ -156,3 +156,16 @@ async def test_nothing_is_copied_between_the_socket_s_reads_and_the_tensors(take
 
 def _address(view: memoryview) -> int:
     return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+async def test_who_is_accepted_while_the_server_stops_is_broken_off() -> None:
+    connections = OpenConnections()
+    await connections.close(grace_s=0.0)
+    framework = web.Server(Taker().hello)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: TensorConnection({}, framework, connections), "127.0.0.1", 0)
+    async with server, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await reader.read() == b""
+        writer.close()
+    assert connections.open == set()
