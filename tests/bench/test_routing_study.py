@@ -17,6 +17,7 @@ from orion.bench.routing.world import (
     STAGES_MAX,
     STAGES_MIN,
     Reliability,
+    Resident,
     World,
     draw_world,
 )
@@ -67,7 +68,7 @@ def test_miners_that_drop_out_lose_what_they_hold() -> None:
     assert disturbed.num_unreached > 0 and disturbed.num_lost > 0, "the fault fired"
 
 
-def _never_away(resident):  # type: ignore[no-untyped-def]
+def _never_away(resident: Resident) -> Resident:
     return replace(resident, epochs=tuple(replace(traits, mean_present_s=1e12) for traits in resident.epochs))
 
 
