@@ -24,6 +24,7 @@ from orion.common.net.rpc import RpcClient
 from orion.common.protocol.records import (
     Ledger,
     RunStatus,
+    WorkRecord,
 )
 from orion.common.protocol.signing import create_wallet, hotkey_of
 from orion.miner.config import MinerConfig
@@ -57,6 +58,17 @@ def process_named(swarm: LocalSwarm, name: str) -> psutil.Process:
 async def ledger_of(swarm: LocalSwarm) -> Ledger:
     async with RpcClient(swarm.keys.owner, swarm.spec.digest) as rpc:
         return await OrchestratorClient(rpc, swarm.url, hotkey_of(swarm.keys.orchestrator)).ledger(0)
+
+
+async def work_since(swarm: LocalSwarm, hotkey: Hotkey, outer_step: int) -> WorkRecord:
+    """Waits for the first credited work of a miner in that outer step or later: an outer step of so few microbatches
+    may end before a newcomer, which neighbours try with care, got one."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            for record in (await ledger_of(swarm)).work:
+                if record.hotkey == hotkey and record.outer_step >= outer_step:
+                    return record
+            await asyncio.sleep(0.5)
 
 
 def up_command(folder: Path, *options: str) -> list[str]:
@@ -104,18 +116,19 @@ def until_serving(errors: IO[str]) -> Iterator[str]:
 
 def test_a_swarm_that_is_kept_reports_first_and_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     command = up_command(tmp_path, "--keep", "--steps", "2")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        outcome = json.loads(process.stdout.readline())
-        lines = list(until_serving(process.stderr))
-        url = lines[-1].split("still serving at ")[1].split()[0]
-        with urllib.request.urlopen(f"{url}/healthz", timeout=WAIT_S) as answer:
-            status = answer.status
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=WAIT_S)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            outcome = json.loads(process.stdout.readline())
+            lines = list(until_serving(process.stderr))
+            url = lines[-1].split("still serving at ")[1].split()[0]
+            with urllib.request.urlopen(f"{url}/healthz", timeout=WAIT_S) as answer:
+                status = answer.status
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
     assert outcome["outer_steps"] == 2
     assert "all is well" in "".join(lines)
     assert status == 200
@@ -179,10 +192,8 @@ async def test_a_newcomer_is_useful_after_the_next_outer_step(tmp_path: Path, da
         active = await status_when_it_is(MemberState.ACTIVE)
         assert active.outer_step > gone.outer_step
         later = await status_when(swarm, lambda status: status.outer_step > active.outer_step)
-        ledger = await ledger_of(swarm)
-    work = [record for record in ledger.work if record.hotkey == victim and record.outer_step >= active.outer_step]
-    assert work, "the newcomer earned nothing"
-    assert work[0].num_microbatches > 0
+        work = await work_since(swarm, victim, active.outer_step)
+    assert work.num_microbatches > 0
     assert later.anchors_equal
 
 
