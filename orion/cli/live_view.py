@@ -72,33 +72,33 @@ def plain_line(status: RunStatus, progress: Progress) -> str:
     return (
         f"outer step {status.outer_step}/{status.outer_steps} [{phases}]  loss {_number(progress.loss)}  "
         f"{progress.tokens_per_s:,.0f} tokens/s  microbatches {status.microbatches_applied} applied, "
-        f"{progress.in_flight} in flight, {status.microbatches_cancelled} cancelled  "
+        f"{progress.in_flight} in flight, {status.microbatches_repaired.total} repaired, "
+        f"{status.microbatches_cancelled} cancelled  "
         f"{active} miners active  {progress.fraction:4.0%}{_remaining(progress)}"
     )
 
 
 def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) -> RenderableType:
     """The whole run at a glance."""
-    head = Table.grid(padding=(0, 3))
-    head.add_row(
-        Text(f"outer step {status.outer_step}/{status.outer_steps}", style="bold"),
-        f"loss {_number(progress.loss)}",
-        f"{progress.tokens_per_s:,.0f} tokens/s",
-        f"{status.microbatches_applied} applied",
-        f"{progress.in_flight} in flight",
-        f"{status.microbatches_cancelled} cancelled",
+    head = Text.assemble(
+        (f"outer step {status.outer_step}/{status.outer_steps}", "bold"),
+        f"   loss {_number(progress.loss)}   {progress.tokens_per_s:,.0f} tokens/s   "
         f"{status.num_checks} checks, {status.num_verdicts_failed} failed",
+    )
+    microbatches = Text(
+        f"microbatches  {status.microbatches_applied} applied, {progress.in_flight} in flight, "
+        f"{status.microbatches_repaired.total} repaired, {status.microbatches_cancelled} cancelled"
     )
     phases = Text("phases  ")
     for stage in status.stages:
         phases.append(f"{stage.stage_index}:{stage.phase.value} ", style=PHASE_STYLE[stage.phase])
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
-        ProgressBar(total=1.0, completed=progress.fraction, width=60), f"{progress.fraction:.0%}{_remaining(progress)}"
+        ProgressBar(total=1.0, completed=progress.fraction, width=48), f"{progress.fraction:.0%}{_remaining(progress)}"
     )
     notices = [Text(f"! {with_names(notice, names)}", style="yellow") for notice in status.notices[-NOTICES_SHOWN:]]
     return Panel(
-        Group(head, phases, bar, miner_table(status.miners, names), *notices),
+        Group(head, microbatches, phases, bar, miner_table(status.miners, names), *notices),
         title=f"Orion · {status.run_id}",
         title_align="left",
     )
@@ -106,7 +106,7 @@ def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) 
 
 def miner_table(miners: tuple[MinerStatus, ...], names: Mapping[Hotkey, str]) -> Table:
     """One row per miner, in order of stage."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("miner", "stage", "state"):
         table.add_column(column)
     for column in ("tokens/s", "busy", "in flight", "applied", "inner step"):

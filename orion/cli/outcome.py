@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
-from orion.common.protocol.records import RunStatus
+from orion.common.protocol.records import Repairs, RunStatus
 
 
 class SwarmOutcome(BaseModel):
@@ -27,6 +27,7 @@ class SwarmOutcome(BaseModel):
     microbatches_started: int
     microbatches_applied: int
     microbatches_cancelled: int
+    microbatches_repaired: Repairs
     checks: int
     verdicts_failed: int
     scores: dict[str, float]

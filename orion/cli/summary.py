@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orion.cli.outcome import SwarmOutcome
+from orion.common.protocol.records import Repairs
 
 
 def print_summary(console: Console, outcome: SwarmOutcome, problems: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def _figures(outcome: SwarmOutcome) -> list[tuple[str, str]]:
         (
             "microbatches",
             f"{outcome.microbatches_started} started, {outcome.microbatches_applied} applied, "
-            f"{outcome.microbatches_cancelled} cancelled",
+            f"{outcome.microbatches_cancelled} cancelled{_repairs(outcome.microbatches_repaired)}",
         ),
         ("validator", f"{outcome.checks} checks, {outcome.verdicts_failed} failed"),
     ]
@@ -59,6 +60,16 @@ def _figures(outcome: SwarmOutcome) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _repairs(repairs: Repairs) -> str:
+    """Nothing where no miner was lost."""
+    if not repairs.total:
+        return ""
+    return (
+        f"; {repairs.total} outlived a lost miner ({repairs.rerouted} rerouted, {repairs.spliced} spliced, "
+        f"{repairs.released} leased again)"
+    )
 
 
 def _printable(text: str) -> str:

@@ -220,6 +220,7 @@ async def _conclude(
         microbatches_started=status.microbatches_started,
         microbatches_applied=status.microbatches_applied,
         microbatches_cancelled=status.microbatches_cancelled,
+        microbatches_repaired=status.microbatches_repaired,
         checks=status.num_checks,
         verdicts_failed=status.num_verdicts_failed,
         scores=named(scores(finished.ledger, spec)),

@@ -11,6 +11,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import (
     LossPoint,
     MinerStatus,
+    Repairs,
     RunStatus,
 )
 
@@ -98,6 +99,7 @@ def outcome(**changes: Any) -> SwarmOutcome:
         "microbatches_started": 42,
         "microbatches_applied": 40,
         "microbatches_cancelled": 2,
+        "microbatches_repaired": Repairs(),
         "checks": 4,
         "verdicts_failed": 0,
         "scores": {"miner-0": 1e12},

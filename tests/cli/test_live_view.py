@@ -6,10 +6,11 @@ from cli_statuses import ALICE, BOB, miner_status, outcome, run_status, stage_st
 from rich.console import Console
 
 from orion.cli.live_view import SwarmView, plain_line
+from orion.cli.outcome import SwarmOutcome
 from orion.cli.progress import ProgressTracker
 from orion.cli.summary import print_summary
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.records import RunStatus
+from orion.common.protocol.records import Repairs, RunStatus
 
 NAMES = {ALICE: "miner-0", BOB: "miner-1"}
 
@@ -21,6 +22,12 @@ def shown(statuses: list[RunStatus], *, terminal: bool) -> str:
     with SwarmView(console, NAMES) as view:
         for status in statuses:
             view.show(status, tracker.update(status))
+    return out.getvalue()
+
+
+def summary(of: SwarmOutcome, *problems: str) -> str:
+    out = io.StringIO()
+    print_summary(Console(file=out, width=160, color_system=None), of, problems)
     return out.getvalue()
 
 
@@ -54,17 +61,23 @@ def test_plain_line_of_a_run_that_has_not_begun() -> None:
     assert "loss -" in plain_line(status, ProgressTracker(100).update(status))
 
 
-def test_the_summary_names_problems_or_says_that_all_is_well() -> None:
-    def summary(problems: list[str]) -> str:
-        out = io.StringIO()
-        compared = outcome(tokens_per_s_single_process=4000.0, heldout_loss_single_process=5.0)
-        print_summary(Console(file=out, width=120, color_system=None), compared, problems)
-        return out.getvalue()
+def test_what_outlived_a_lost_miner_is_shown_while_it_runs_and_at_the_end() -> None:
+    repairs = Repairs(rerouted=3, spliced=2, released=1)
+    status = run_status(microbatches_repaired=repairs)
+    assert "6 repaired" in plain_line(status, ProgressTracker(100).update(status))
+    assert "6 repaired" in shown([status], terminal=True)
+    assert "6 outlived a lost miner (3 rerouted, 2 spliced, 1 leased again)" in summary(
+        outcome(microbatches_repaired=repairs)
+    )
+    assert "outlived" not in summary(outcome())
 
-    good = summary([])
+
+def test_the_summary_names_problems_or_says_that_all_is_well() -> None:
+    compared = outcome(tokens_per_s_single_process=4000.0, heldout_loss_single_process=5.0)
+    good = summary(compared)
     for words in ("all is well", "swarm +2.0%", "swarm 50%", "In the beginning", "miner-0", "yes"):
         assert words in good
-    bad = summary(["the loss did not fall"])
+    bad = summary(compared, "the loss did not fall")
     assert "the loss did not fall" in bad
     assert "all is well" not in bad
 

@@ -289,6 +289,10 @@ class Repairs(Message):
     released: Count = 0
     """Their trip was cancelled, and their data leased again."""
 
+    @property
+    def total(self) -> int:
+        return self.rerouted + self.spliced + self.released
+
 
 class StageStaleness(Message):
     """Backward passes of one stage's miners by the inner steps since their forward: none, one, …"""
