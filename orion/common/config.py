@@ -129,7 +129,9 @@ class RunSpec(Section):
     """Inner steps per miner and outer step (H)."""
     microbatches_per_step: Annotated[int, Field(ge=1, le=4096)]
     """Microbatches a miner accumulates before an inner step."""
-    sync: Literal["blocking"] = "blocking"
+    sync: Literal["blocking", "overlapped"] = "blocking"
+    """`blocking`: nobody trains while a stage merges. `overlapped`: an outer step trains while the one before is
+    uploaded and merged, and ends no sooner than that is applied."""
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     codec: Literal["none", "bf16", "int8"] = "none"

@@ -177,6 +177,8 @@ class MemoryPlanner:
         kept_graphs = 0 if layout.is_last else min(credits, spec.flow.graph_memory_bytes // graph)
         # Two while an inner step publishes the next and lets go of the last, even where nothing waits for a gradient.
         versions = 2 if layout.is_last else max(2, min(spec.flow.staleness_max, credits) + 1)
+        # What is merged beside training makes a version of its own, between two inner steps.
+        versions += spec.sync == "overlapped"
         activation, gradient = self._body_bytes
         sent_on = 0 if layout.is_last else activation
         sent_back = 0 if layout.is_first else gradient
@@ -261,7 +263,8 @@ class MemoryPlanner:
             evidence = min(evidence, self.evidence_bytes_max)
         encoded = pseudo_gradient_bytes(spec, num_params)
         return HostMemory(
-            outer_state=2 * num_params * FP32_BYTES,
+            # Overlapped: the next outer step's beginning too, while the anchor before it is merged.
+            outer_state=(2 + (spec.sync == "overlapped")) * num_params * FP32_BYTES,
             activations=spec.flow.in_flight_max * (cached + aside),
             transfers=2 * spec.flow.in_flight_max * min(SEND_BUFFER_BYTES, sent),
             evidence=evidence,

@@ -283,12 +283,12 @@ class MinerCore:
                 self._notices.ended(notice, outcome, now_s)
             case events.AnchorLoaded():
                 outer.anchor_loaded(event, self._view, now_s)
-            case events.AnchorFailed():
-                outer.state_change_failed(now_s, anchor_is_lost=True)
             case events.ApplyEnded():
                 outer.apply_ended(event, self._view, now_s)
-            case events.ApplyFailed():
-                outer.state_change_failed(now_s, anchor_is_lost=False)
+            case events.AnchorFailed() | events.ApplyFailed():
+                outer.state_change_failed(now_s, anchor_is_lost=isinstance(event, events.AnchorFailed))
+            case events.MergedFetched() | events.MergedNotFetched():
+                outer.merged_fetch_ended(event, now_s)
             case events.LogPersisted(commitment):
                 outer.commits.persisted(commitment)
             case events.UploadEnded():
@@ -360,8 +360,10 @@ class MinerCore:
                     Operation.INNER_STEP, inner_step=local.inner_steps, num_microbatches=result.num_microbatches
                 )
                 self._outer.inner_step_done(result)
-            case events.PseudoGradientEncoded(outer_step, objects):
-                self._outer.encoded(outer_step, objects)
+            case events.PseudoGradientEncoded():
+                self._outer.encoded(result)
+            case events.MergedTaken():
+                self._outer.merged_taken(moment.view, moment.now_s)
 
     def _log_pass(self, result: events.ForwardDone | events.BackwardDone, inner_step: int) -> None:
         item = self._table.get(result.microbatch_id)
@@ -423,6 +425,8 @@ class MinerCore:
             return None
         if moment.outer_step is None:
             return None if len(self._device) else self._outer.next_job(moment.view)
+        if self._outer.has_merged:
+            return None if len(self._device) else self._outer.take_merged()
         match next_work(self._readiness(moment, local.num_accumulated)):
             case None:
                 return None
@@ -504,3 +508,5 @@ def _ends(job: Job, result: events.JobResult) -> bool:
             return isinstance(result, events.InnerStepDone)
         case events.EncodePseudoGradient():
             return isinstance(result, events.PseudoGradientEncoded)
+        case events.TakeMerged(outer_step):
+            return isinstance(result, events.MergedTaken) and result.outer_step == outer_step

@@ -148,6 +148,14 @@ class ApplyManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchMerged:
+    """Fetches the means and makes of them the state after the manifest's outer step, beside the device, which goes on
+    meanwhile. Ends as `MergedFetched` or `MergedNotFetched`."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
 class PersistLog:
     """Makes the log durable up to a commitment, and the tensors that it names. Ends as `LogPersisted`."""
 
@@ -220,6 +228,7 @@ Effect = (
     | RequestLease
     | LoadAnchor
     | ApplyManifest
+    | FetchMerged
     | PersistLog
     | UploadPseudoGradient
     | ReducePartition

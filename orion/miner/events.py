@@ -73,7 +73,16 @@ class EncodePseudoGradient:
     outer_step: int
 
 
-Job = Forward | Backward | InnerStep | EncodePseudoGradient
+@dataclass(frozen=True, slots=True)
+class TakeMerged:
+    """Adds what was merged, which lies beside the device, to the outer step that was begun ahead of it. Ends as
+    `MergedTaken`."""
+
+    outer_step: int
+    """That was merged."""
+
+
+Job = Forward | Backward | InnerStep | EncodePseudoGradient | TakeMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +121,17 @@ class PseudoGradientEncoded:
     outer_step: int
     objects: tuple[ObjectRef, ...]
     """In the order of the partitions; empty when it cannot be encoded because it is not finite."""
+    goes_on: bool = False
+    """Overlapped runs: the engine stands at the beginning of the next outer step, less what was encoded."""
 
 
-JobResult = ForwardDone | BackwardDone | ComputeRefused | InnerStepDone | PseudoGradientEncoded
+@dataclass(frozen=True, slots=True)
+class MergedTaken:
+    outer_step: int
+    """That was merged."""
+
+
+JobResult = ForwardDone | BackwardDone | ComputeRefused | InnerStepDone | PseudoGradientEncoded | MergedTaken
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -281,6 +298,23 @@ class ApplyFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class MergedFetched:
+    """The state after `outer_step` lies beside the device, for `TakeMerged`."""
+
+    outer_step: int
+    """Of the manifest."""
+    state_digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class MergedNotFetched:
+    """A mean could not be fetched."""
+
+    outer_step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogPersisted:
     """A log and its tensors are durable up to a commitment, which now says how many entries' tensors are kept."""
 
@@ -360,6 +394,8 @@ Event = (
     | AnchorFailed
     | ApplyEnded
     | ApplyFailed
+    | MergedFetched
+    | MergedNotFetched
     | LogPersisted
     | UploadEnded
     | ReduceEnded

@@ -40,6 +40,7 @@ from orion.miner.archive import Archive
 from orion.miner.effects import (
     ApplyManifest,
     Compute,
+    FetchMerged,
     LoadAnchor,
     PersistLog,
     ReducePartition,
@@ -61,6 +62,8 @@ from orion.miner.events import (
     LeaseGranted,
     LeaseRefused,
     LogPersisted,
+    MergedFetched,
+    MergedNotFetched,
     NoticeEnded,
     ReduceEnded,
     ReduceFailed,
@@ -72,7 +75,7 @@ from orion.miner.worker import DeviceWorker, TokenSource
 
 Question = RequestJoin | RequestLease | SendReport | SendNotice
 """One request to the orchestrator."""
-Errand = LoadAnchor | ApplyManifest | UploadPseudoGradient | ReducePartition | UploadCheckpoint
+Errand = LoadAnchor | ApplyManifest | FetchMerged | UploadPseudoGradient | ReducePartition | UploadCheckpoint
 """Several requests, tensors and computing."""
 Deed = Question | Errand
 """Effects that are carried out here and may fail."""
@@ -87,6 +90,8 @@ Ending = (
     | AnchorFailed
     | ApplyEnded
     | ApplyFailed
+    | MergedFetched
+    | MergedNotFetched
     | UploadEnded
     | ReduceEnded
     | ReduceFailed
@@ -182,6 +187,8 @@ class Hands:
                 return await self._load(deed)
             case ApplyManifest():
                 return await self._apply(deed)
+            case FetchMerged():
+                return await self._fetch_merged(deed)
             case UploadPseudoGradient():
                 return await self._upload(deed)
             case ReducePartition():
@@ -233,6 +240,18 @@ class Hands:
         digest = await self._on_device(partial(self._worker.load, deed.manifest.stage_index, after))
         return ApplyEnded(outer_step, digest)
 
+    async def _fetch_merged(self, deed: FetchMerged) -> Ending:
+        outer_step = deed.manifest.outer_step
+        before = self._worker.outer_state
+        if before is None or before.outer_step != outer_step:
+            return MergedNotFetched(outer_step, "the engine stands elsewhere by now")
+        after = await self._anchors.apply(before, deed.manifest)
+        digest = await self._offload(partial(state_digest, after))
+        if self._worker.outer_state is not before:
+            return MergedNotFetched(outer_step, "the engine stands elsewhere by now")
+        self._worker.merged = after
+        return MergedFetched(outer_step, digest)
+
     async def _upload(self, deed: UploadPseudoGradient) -> Ending:
         outbox = self._worker.outbox
         if any(ref.key not in outbox for ref in deed.objects):
@@ -271,6 +290,8 @@ def failed(deed: Deed, error: Exception) -> Ending:
             return AnchorFailed(str(error))
         case ApplyManifest(manifest):
             return ApplyFailed(manifest.outer_step, str(error))
+        case FetchMerged(manifest):
+            return MergedNotFetched(manifest.outer_step, str(error))
         case UploadPseudoGradient():
             return UploadEnded(deed.outer_step, succeeded=False)
         case ReducePartition():
@@ -306,7 +327,7 @@ def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
             # A checkpoint (anchor and momentum) and the means since it; on the first stage perhaps the data.
             anchor_bytes = spec.stage_sizes[deed.stage_index] * (8.0 + 4.0 * spec.keep_outer_steps)
             return anchor_bytes + (DATA_BYTES if deed.stage_index == 0 else 0.0)
-        case ApplyManifest(manifest):
+        case ApplyManifest(manifest) | FetchMerged(manifest):
             return spec.stage_sizes[manifest.stage_index] * 4.0
         case UploadPseudoGradient():
             return float(sum(ref.size_bytes for ref in deed.objects))

@@ -266,5 +266,7 @@ def _tell(event: events.Event | None) -> None:
             _log.info("partition_reduced", outer_step=outer_step, partition=partition_index, left_out=left_out)
         case events.ApplyEnded(outer_step, digest):
             _log.info("outer_step_applied", outer_step=outer_step, digest=digest)
+        case events.ComputeEnded(events.MergedTaken(outer_step)):
+            _log.info("merged_taken", outer_step=outer_step)
         case events.CheckpointEnded(outer_step, ref) if ref is not None:
             _log.info("checkpoint_uploaded", outer_step=outer_step)

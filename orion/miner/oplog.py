@@ -18,14 +18,11 @@ from orion.common.protocol.messages import Commitment
 from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner.archive import KeptLog, outdated
 
-_BEGIN_ANEW = LogEntry(
-    operation=Operation.BEGIN_ANEW,
-    microbatch_id=None,
-    data_id=None,
-    inner_step=0,
-    input_digest=None,
-    output_digest=None,
-)
+
+def _beginning(operation: Operation) -> LogEntry:
+    return LogEntry(
+        operation=operation, microbatch_id=None, data_id=None, inner_step=0, input_digest=None, output_digest=None
+    )
 
 
 @dataclass(slots=True)
@@ -43,8 +40,8 @@ class _Log:
     """Leading entries that were given away to be made durable."""
     num_durable: int = 0
     """Leading entries that are, with a commitment over them."""
-    begins_anew: bool = False
-    """The next entry is the first on a fresh anchor, and not the first of all."""
+    beginning: LogEntry | None = None
+    """What goes before the next entry: that the log begins anew, or that it begins ahead of its anchor."""
 
     def add(self, entry: LogEntry) -> None:
         if entry.microbatch_id is not None:
@@ -73,11 +70,17 @@ class OpLog:
         log = self._logs.get(outer_step)
         return log is None or (log.stage_index == stage_index and log.num_beginnings < BEGINNINGS_MAX)
 
-    def begin(self, outer_step: int, stage_index: int) -> None:
-        """Opens the log of an outer step, to go on with it if there is one, and forgets what is too old."""
+    def begin(self, outer_step: int, stage_index: int, *, is_ahead: bool = False) -> None:
+        """Opens the log of an outer step, to go on with it if there is one, and forgets what is too old.
+
+        `is_ahead`: it begins on the anchor before, less what was uploaded; only a log that is not there yet can."""
         assert self.can_begin(outer_step, stage_index), f"outer step {outer_step} cannot be begun"
         log = self._logs.setdefault(outer_step, _Log(stage_index))
-        log.begins_anew = bool(log.entries)
+        assert not (is_ahead and log.entries), f"outer step {outer_step} was begun before"
+        if log.entries:
+            log.beginning = _beginning(Operation.BEGIN_ANEW)
+        else:
+            log.beginning = _beginning(Operation.BEGIN_AHEAD) if is_ahead else None
         self._open_step = outer_step
         for old in outdated(self._logs):
             del self._logs[old]
@@ -96,9 +99,9 @@ class OpLog:
     ) -> None:
         """Adds an operation to the open log; `applied`: it accumulated a gradient."""
         log = self._open
-        if log.begins_anew:
-            log.begins_anew = False
-            log.add(_BEGIN_ANEW)
+        if log.beginning is not None:
+            log.add(log.beginning)
+            log.beginning = None
         log.add(
             LogEntry(
                 operation=operation,

@@ -4,19 +4,23 @@ Owns which anchor the engine holds, the local outer step (from the first microba
 the jobs around it. Level-triggered: `advance` compares what the feed says with what is here and starts at most what is
 missing; feeds may be skipped, and every job may fail and is tried again for as long as it matters.
 
-Invariants: the engine's state changes (load, apply) only while the device is idle and the local outer step is closed;
+In an overlapped run the next outer step begins as soon as the pseudo-gradient is encoded: at the anchor less what was
+encoded, which anybody can compute. It is `unmerged` until the anchor of the next outer step is there and its device has
+added the difference. Who was left out of a merge begins the outer step anew, at its anchor.
+
+Invariants: the engine's state is replaced (load, apply) only while the device is idle and the local outer step is
+closed, and what was merged is added only as a job of the device;
 a commitment is acknowledged before the pseudo-gradient is uploaded; what the stage no longer waits for is not begun.
 """
 
 from dataclasses import dataclass, field
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Hotkey, MemberState, Phase
+from orion.common.ids import Digest, Hotkey, MemberState, Operation, Phase
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
     Contribution,
-    ObjectRef,
     PartitionPlan,
     Reduced,
     Uploaded,
@@ -24,6 +28,7 @@ from orion.common.protocol.messages import (
 from orion.miner.commits import Commits
 from orion.miner.effects import (
     ApplyManifest,
+    FetchMerged,
     LoadAnchor,
     ReducePartition,
     UploadCheckpoint,
@@ -37,10 +42,15 @@ from orion.miner.events import (
     InnerStep,
     InnerStepDone,
     Job,
+    MergedFetched,
+    MergedNotFetched,
+    PseudoGradientEncoded,
     ReduceEnded,
     ReduceFailed,
+    TakeMerged,
     UploadEnded,
 )
+from orion.miner.local_step import LocalStep, Unmerged
 from orion.miner.moment import Emit
 from orion.miner.notices import Backoff, Notices
 from orion.miner.oplog import OpLog
@@ -59,25 +69,6 @@ class Anchor:
     outer_step: int
     """The one that starts from it."""
     digest: Digest
-
-
-@dataclass(slots=True)
-class LocalStep:
-    """What this miner did in an outer step, from its first microbatch on."""
-
-    outer_step: int
-    inner_steps: int = 0
-    """Done, the refused ones too: as the log counts them."""
-    num_accumulated: int = 0
-    """Microbatches whose gradients wait for the next inner step."""
-    num_stepped: int = 0
-    """Microbatches that went into inner steps that were taken: the weight of the pseudo-gradient."""
-    is_sealed: bool = False
-    """Nothing more is computed in it and its log is closed."""
-    objects: tuple[ObjectRef, ...] | None = None
-    """The encoded pseudo-gradient; None before it is encoded."""
-    is_uploading: bool = False
-    is_uploaded: bool = False
 
 
 @dataclass(slots=True)
@@ -105,6 +96,7 @@ class OuterSteps:
         self.commits = Commits(spec.validation.commit_s, oplog, reports, emit)
         self.anchor: Anchor | None = None
         self.local: LocalStep | None = None
+        self._unmerged: Unmerged | None = None
         self._is_void = False
         """The anchor must be built anew, although it is the right one by its number."""
         self._last_state: MemberState | None = None
@@ -122,11 +114,25 @@ class OuterSteps:
     def training_step(self, view: View | None) -> int | None:
         """The outer step for which this miner takes work, None while it takes none."""
         outer_step = None if view is None else view.training_step
-        if view is None or outer_step is None or not self._is_current(view) or self._changes_state:
+        if view is None or outer_step is None or self._changes_state or outer_step != self._standing_step(view):
             return None
         if self.local is None:
             return outer_step if self._oplog.can_begin(outer_step, view.stage_index) else None
         return None if self.local.is_sealed or self.local.outer_step != outer_step else outer_step
+
+    def _standing_step(self, view: View) -> int | None:
+        """The outer step that what the engine holds is the beginning of, or a part of; None: of none any more."""
+        anchor, unmerged = self.anchor, self._unmerged
+        if anchor is None or self._is_void or anchor.stage_index != view.stage_index:
+            return None
+        if unmerged is None:
+            return anchor.outer_step
+        return None if unmerged.is_left_out(view.manifest, self._hotkey) else anchor.outer_step + 1
+
+    @property
+    def has_merged(self) -> bool:
+        """Whether the device should take in what was merged, before anything else."""
+        return self._unmerged is not None and self._unmerged.merged_digest is not None
 
     @property
     def is_changing(self) -> bool:
@@ -164,7 +170,7 @@ class OuterSteps:
             return False
         assert self.anchor is not None
         self.local = LocalStep(outer_step)
-        self._oplog.begin(outer_step, self.anchor.stage_index)
+        self._oplog.begin(outer_step, self.anchor.stage_index, is_ahead=self._unmerged is not None)
         self.commits.begin(now_s)
         return True
 
@@ -182,14 +188,44 @@ class OuterSteps:
         if done.refused_reason is None:
             local.num_stepped += done.num_microbatches
 
-    def encoded(self, outer_step: int, objects: tuple[ObjectRef, ...]) -> None:
-        """The pseudo-gradient lies in the outbox."""
-        if self.local is not None and self.local.outer_step == outer_step:
-            self.local.objects = objects
+    def encoded(self, result: PseudoGradientEncoded) -> None:
+        """The pseudo-gradient lies in the outbox; in an overlapped run the engine has begun the next outer step."""
+        local = self.local
+        if local is None or local.outer_step != result.outer_step:
+            return
+        local.objects = result.objects
+        if result.goes_on:
+            self._unmerged, self.local = Unmerged(local), None
+
+    def take_merged(self) -> TakeMerged:
+        """The job that adds what was merged."""
+        assert self._unmerged is not None
+        return TakeMerged(self._unmerged.outer_step)
+
+    def merged_fetch_ended(self, event: MergedFetched | MergedNotFetched, now_s: float) -> None:
+        """What was merged lies beside the device; or a mean could not be fetched, and it is tried again later."""
+        unmerged = self._unmerged
+        if unmerged is None or unmerged.outer_step != event.outer_step:
+            return
+        unmerged.is_fetching = False
+        if isinstance(event, MergedFetched):
+            unmerged.merged_digest = event.state_digest
+        else:
+            unmerged.backoff.failed(now_s)
+
+    def merged_taken(self, view: View | None, now_s: float) -> None:
+        """The device has added what was merged: the outer step that trains has its anchor."""
+        unmerged, anchor, local = self._unmerged, self.anchor, self.local
+        assert unmerged is not None and unmerged.merged_digest is not None and anchor is not None and local is not None
+        self._oplog.append(Operation.TAKE_MERGED, inner_step=local.inner_steps)
+        self.anchor = Anchor(anchor.stage_index, unmerged.outer_step + 1, unmerged.merged_digest)
+        self._unmerged = None
+        self._upload_backoff = Backoff()
+        self._tell_applied(self.anchor, view, now_s)
 
     def upload_ended(self, event: UploadEnded, now_s: float) -> None:
         """The pseudo-gradient lies in the store: now it counts once the orchestrator knows."""
-        local = self.local
+        local = self._contributing
         if local is None or local.outer_step != event.outer_step:
             return
         local.is_uploading = False
@@ -215,7 +251,7 @@ class OuterSteps:
         self._load_backoff.failed(now_s)
         if anchor_is_lost:
             # With the anchor goes what was done on it: it was sealed before the load began.
-            self.anchor = self.local = None
+            self.anchor = self.local = self._unmerged = None
 
     def reduce_ended(self, event: ReduceEnded, now_s: float) -> None:
         if event.outer_step != self._merge.outer_step:
@@ -283,13 +319,16 @@ class OuterSteps:
             self._follow(view, now_s)
         if self.local is not None and not self.local.is_sealed:
             self.commits.advance(self.local.num_stepped, now_s)
+        self._fetch_merged(view, now_s)
         self._upload(view, now_s)
         self._reduce(view, now_s)
         self._checkpoint(view, now_s)
 
     def wake_times_s(self) -> list[float]:
         """When things that failed may be tried again; times that have passed mean nothing."""
-        backoffs = (self._load_backoff, self._upload_backoff, self._checkpoint_backoff, *self._merge.backoff.values())
+        backoffs = [self._load_backoff, self._upload_backoff, self._checkpoint_backoff, *self._merge.backoff.values()]
+        if self._unmerged is not None:
+            backoffs.append(self._unmerged.backoff)
         return [self.commits.wake_s(), *(backoff.until_s for backoff in backoffs)]
 
     def check_invariants(self, num_computing: int) -> None:
@@ -299,7 +338,15 @@ class OuterSteps:
         if local is not None:
             assert self.anchor is not None, "an outer step without an anchor"
             assert local.num_accumulated <= self._spec.microbatches_per_step, "more accumulated than a batch"
-            assert not local.is_uploading or self._reports.is_committed(local.outer_step), "uploads before committing"
+            ahead = 0 if self._unmerged is None else 1
+            assert local.outer_step == self.anchor.outer_step + ahead, "an outer step on another one's anchor"
+        if self._unmerged is not None:
+            assert self.anchor is not None and self._unmerged.outer_step == self.anchor.outer_step, (
+                "merges another step"
+            )
+        uploading = self._contributing
+        if uploading is not None and uploading.is_uploading:
+            assert self._reports.is_committed(uploading.outer_step), "uploads before committing"
         assert len(self._merge.under_way) <= REDUCTIONS_MAX, "too many reductions"
         assert not self._merge.under_way & self._merge.done, "a partition is reduced twice"
 
@@ -320,7 +367,15 @@ class OuterSteps:
         self._load_backoff = Backoff()
         self._upload_backoff = Backoff()
         self.anchor = anchor
-        self.local = None
+        self.local = self._unmerged = None
+        self._tell_applied(anchor, view, now_s)
+
+    @property
+    def _contributing(self) -> LocalStep | None:
+        """The local outer step that is uploaded, or will be next."""
+        return self.local if self._unmerged is None else self._unmerged.local
+
+    def _tell_applied(self, anchor: Anchor, view: View | None, now_s: float) -> None:
         merged = anchor.outer_step - 1
         if view is not None and view.stage_index == anchor.stage_index and view.is_in(Phase.MERGE, merged):
             self._notices.add(Applied(outer_step=merged, state_digest=anchor.digest), now_s)
@@ -343,8 +398,19 @@ class OuterSteps:
             checkpoint = None
         self._emit(LoadAnchor(view.stage_index, target, checkpoint))
 
+    def _fetch_merged(self, view: View, now_s: float) -> None:
+        """Has what was merged brought beside the device, while that goes on with the next outer step."""
+        unmerged, local, manifest = self._unmerged, self.local, view.manifest
+        if unmerged is None or local is None or local.is_sealed or self._standing_step(view) is None:
+            return
+        if manifest is None or manifest.outer_step != unmerged.outer_step or unmerged.merged_digest is not None:
+            return
+        if not unmerged.is_fetching and unmerged.backoff.is_over(now_s):
+            unmerged.is_fetching = True
+            self._emit(FetchMerged(manifest))
+
     def _upload(self, view: View, now_s: float) -> None:
-        local = self.local
+        local = self._contributing
         if local is None or not local.objects or local.is_uploading or local.is_uploaded:
             return
         if not view.is_in(Phase.UPLOAD, local.outer_step) or not self._reports.is_committed(local.outer_step):

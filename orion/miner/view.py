@@ -32,9 +32,7 @@ class View:
     @property
     def training_step(self) -> int | None:
         """The outer step that this member may compute for now, None when it may not."""
-        if self.state is MemberState.ACTIVE and self.stage.phase is Phase.TRAIN:
-            return self.stage.outer_step
-        return None
+        return self.stage.training_step if self.state is MemberState.ACTIVE else None
 
     @property
     def target_step(self) -> int:
@@ -54,7 +52,7 @@ class View:
     def trains(self, stage_index: int, outer_step: int) -> bool:
         """Whether that stage takes work of that outer step now."""
         stage = self.stages.get(stage_index)
-        return stage is not None and stage.phase is Phase.TRAIN and stage.outer_step == outer_step
+        return stage is not None and stage.training_step == outer_step
 
     def all_train(self, outer_step: int) -> bool:
         """Whether every stage takes work of that outer step now."""

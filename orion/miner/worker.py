@@ -23,10 +23,10 @@ from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
 from orion.common.protocol.messages import ObjectRef
-from orion.common.protocol.reduction import encode_slice
+from orion.common.protocol.reduction import encode_slice_and_read
 from orion.common.train.anchor import checkpoint_tensors
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
-from orion.common.train.outer import OuterState, state_digest
+from orion.common.train.outer import OuterState, ahead_start, state_digest
 from orion.common.train.partition import partition_bounds
 from orion.miner.archive import Evidence
 from orion.miner.cache import Parcel, Slot, TensorCache
@@ -42,7 +42,9 @@ from orion.miner.events import (
     InnerStepDone,
     Job,
     JobResult,
+    MergedTaken,
     PseudoGradientEncoded,
+    TakeMerged,
 )
 
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -88,7 +90,11 @@ class DeviceWorker:
         self._held: set[MicrobatchId] = set()
         """What the engine holds."""
         self._is_fresh = True
-        """Nothing was computed on the loaded anchor yet."""
+        """Nothing was computed in the outer step that the engine stands in yet."""
+        self._is_ahead = False
+        """That outer step was begun before its anchor was there."""
+        self.merged: OuterState | None = None
+        """The state after the outer step whose anchor the engine stands on, once it was fetched for `TakeMerged`."""
         self.outbox: dict[str, Body] = {}
         """The encoded pseudo-gradient by object key, until it is uploaded or the next anchor is loaded."""
 
@@ -130,6 +136,8 @@ class DeviceWorker:
                 return InnerStepDone(report.num_microbatches, report.refused_reason)
             case EncodePseudoGradient(outer_step):
                 return self._encode_pseudo_gradient(outer_step)
+            case TakeMerged(outer_step):
+                return self._take_merged(outer_step)
 
     def load(self, stage_index: int, state: OuterState) -> Digest:
         """Stands at the start of the state's outer step; whatever was held is let go. The state's digest.
@@ -143,7 +151,7 @@ class DeviceWorker:
         self._engine.begin_outer_step()
         self._held.clear()
         self.outbox = {}
-        self._is_fresh = True
+        self._is_fresh, self._is_ahead, self.merged = True, False, None
         return state_digest(state)
 
     def free(self, microbatch_id: MicrobatchId) -> None:
@@ -242,11 +250,14 @@ class DeviceWorker:
         went_out: Body | None = None,
     ) -> None:
         """Counts an operation of the log. The log is begun, or begun anew, with the first operation on an anchor."""
+        log_step = self._outer_step + self._is_ahead
         if self._is_fresh:
-            self._evidence.begin(self._outer_step)
+            self._evidence.begin(log_step)
+            if self._is_ahead:
+                self._evidence.add(log_step, Operation.BEGIN_AHEAD)
             self._is_fresh = False
         self._evidence.add(
-            self._outer_step,
+            log_step,
             operation,
             microbatch_id,
             came_in=None if came_in is None else came_in.body,
@@ -264,13 +275,28 @@ class DeviceWorker:
         values_N = self._current.pseudo_gradient_N()
         if not bool(values_N.isfinite().all()):
             return PseudoGradientEncoded(outer_step, ())
+        read_N = torch.empty_like(values_N)
         for partition in partition_bounds(values_N.numel(), self._spec.num_partitions):
             key = pseudo_gradient_key(outer_step, self._stage_index, self._hotkey, partition.index)
-            self.outbox[key] = encode_slice(self._spec.codec, values_N[partition.start : partition.end])
+            part = slice(partition.start, partition.end)
+            self.outbox[key], read_N[part] = encode_slice_and_read(self._spec.codec, values_N[part])
         objects = tuple(
             ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
         )
-        return PseudoGradientEncoded(outer_step, objects)
+        goes_on = self._spec.sync == "overlapped"
+        if goes_on:
+            self._current.begin_ahead(ahead_start(self._current.outer_state, read_N))
+            self._held.clear()
+            self._is_fresh, self._is_ahead, self.merged = True, True, None
+        return PseudoGradientEncoded(outer_step, objects, goes_on)
+
+    def _take_merged(self, outer_step: int) -> MergedTaken:
+        merged = self.merged
+        assert merged is not None and merged.outer_step == outer_step + 1, "what was merged is not there"
+        self._keep_evidence(Operation.TAKE_MERGED)
+        self._current.take_merged(merged)
+        self._is_ahead, self.merged = False, None
+        return MergedTaken(outer_step)
 
     def _ids(self, data_id: DataId) -> torch.Tensor:
         assert self.tokens is not None, "the first stage has no data"

@@ -341,7 +341,7 @@ def _enter_next(state: RunState, stage: StageProgress, digests: dict[Hotkey, Dig
         begin_finishing(state, stage)
     else:
         stage.activity = Training()
-        stage.deadline_s = NEVER_S
+        stage.deadline_s = memory.train.deadline_s if memory.train.is_open else NEVER_S
     forget_old(state)
     state.changed()
 

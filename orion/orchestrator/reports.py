@@ -18,7 +18,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import LossPoint
 from orion.orchestrator.leases import Trip
 from orion.orchestrator.membership import Member
-from orion.orchestrator.stages import Training, Uploading
+from orion.orchestrator.stages import Uploading
 from orion.orchestrator.state import RunState
 
 
@@ -85,8 +85,8 @@ def _keep_pathway(state: RunState, member: Member, trip: Trip, path: tuple[Hotke
 
 def _is_in_time(state: RunState, member: Member, commitment: Commitment) -> bool:
     stage = state.stage_of(member)
-    is_open = isinstance(stage.activity, Training | Uploading) and commitment.outer_step == stage.outer_step
-    return member.is_present and is_open
+    is_uploading = isinstance(stage.activity, Uploading) and commitment.outer_step == stage.outer_step
+    return member.is_present and (is_uploading or commitment.outer_step == state.training_step(stage))
 
 
 def _tell(state: RunState, member: Member, outer_step: int, contradiction: Contradiction) -> None:

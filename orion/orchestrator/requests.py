@@ -38,7 +38,7 @@ from orion.orchestrator.leases import Trip
 from orion.orchestrator.membership import Member
 from orion.orchestrator.merge import Copy
 from orion.orchestrator.reports import said, take_report
-from orion.orchestrator.stages import Applying, Reducing, StageProgress, Training, Uploading
+from orion.orchestrator.stages import Applying, Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
 
 _RETRY_SOON_S = 0.5
@@ -177,7 +177,7 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
     if member.stage_index != 0:
         raise refused(RefusalCode.WRONG_STAGE, "only the first stage leases microbatches")
     stage = state.stage_of(member)
-    if request.outer_step != stage.outer_step or not isinstance(stage.activity, Training):
+    if request.outer_step != state.training_step(stage):
         raise refused(
             RefusalCode.WRONG_PHASE, f"the stage is in {stage.phase} of outer step {stage.outer_step}", _RETRY_SOON_S
         )
@@ -188,7 +188,7 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
         raise refused(RefusalCode.NO_WORK, "not every stage is training yet", _RETRY_SOON_S)
     again = memory.leases.leased_from(member.hotkey, request.next_microbatch_id)[: request.num_microbatches]
     if again:
-        return _granted(stage.outer_step, again)
+        return _granted(request.outer_step, again)
     num_free = LEASES_PER_CREDIT_MAX * state.spec.flow.in_flight_max - memory.leases.num_live_of.get(member.hotkey, 0)
     if num_free <= 0:
         raise refused(RefusalCode.BUSY, "report how earlier leases ended first", _RETRY_SOON_S)
@@ -196,8 +196,8 @@ def _lease(state: RunState, member: Member, request: LeaseRequest) -> Lease:
     trips = memory.leases.lease(member.hotkey, min(request.num_microbatches, num_free), deadline_s)
     if not trips:
         raise refused(RefusalCode.NO_WORK, "the share of this outer step has been given out", _RETRY_SOON_S)
-    lease = _granted(stage.outer_step, trips)
-    state.record(TripsLeased(outer_step=stage.outer_step, lessee=member.hotkey, trips=lease.microbatches))
+    lease = _granted(request.outer_step, trips)
+    state.record(TripsLeased(outer_step=request.outer_step, lessee=member.hotkey, trips=lease.microbatches))
     return lease
 
 

@@ -66,6 +66,9 @@ class Ended:
     """DONE."""
 
 
+MERGING = (Uploading, Reducing, Applying)
+"""What a stage does between two anchors."""
+
 Activity = Training | Uploading | Reducing | Applying | Finishing | Ended
 
 

@@ -31,7 +31,7 @@ from orion.orchestrator.losses import LossHistory
 from orion.orchestrator.membership import Member, Membership
 from orion.orchestrator.objects import ObjectBook
 from orion.orchestrator.pathways import PathwayBook
-from orion.orchestrator.stages import NEVER_S, Ended, StageProgress
+from orion.orchestrator.stages import NEVER_S, Ended, StageProgress, Training
 from orion.orchestrator.staleness import StalenessBook
 
 NOTICES_MAX = 200
@@ -190,6 +190,12 @@ class RunState:
         """The oldest outer step whose trips and objects are still kept, seen from the stage that is furthest behind."""
         newest = min(stage.outer_step for stage in self.memory.stages)
         return max(0, newest - self.spec.keep_outer_steps)
+
+    def training_step(self, stage: StageProgress) -> int | None:
+        """The outer step of which a stage takes work; while it merges one, the next, if that trains already."""
+        if isinstance(stage.activity, Training):
+            return stage.outer_step
+        return self.memory.train.outer_step if self.memory.train.is_open else None
 
     def stage_of(self, member: Member) -> StageProgress:
         return self.memory.stages[member.stage_index]

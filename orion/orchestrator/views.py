@@ -67,7 +67,7 @@ def feed_parts(state: RunState) -> FeedParts:
         for member in memory.membership.of_stage(stage_index)
     )
     validators = tuple(state.validators[:VALIDATORS_MAX])
-    return FeedParts(memory.version, tuple(map(_stage_state, memory.stages)), tuple(peers), validators)
+    return FeedParts(memory.version, _stage_states(state), tuple(peers), validators)
 
 
 def feed(state: RunState, parts: FeedParts, hotkey: Hotkey, now_s: float) -> Feed:
@@ -99,7 +99,7 @@ def status(state: RunState, now_s: float) -> RunStatus:
         finish_reason=memory.finish_reason,
         outer_step=min(stage.outer_step for stage in memory.stages),
         outer_steps=state.spec.outer_steps,
-        stages=tuple(map(_stage_state, memory.stages)),
+        stages=_stage_states(state),
         miners=tuple(
             MinerStatus(
                 hotkey=member.hotkey,
@@ -201,8 +201,13 @@ def commitments(state: RunState, query: CommitmentQuery) -> Commitments:
     return Commitments(records=tuple(record for _, record in sorted(step.commitments.items())) if step else ())
 
 
-def _stage_state(stage: StageProgress) -> StageState:
+def _stage_states(state: RunState) -> tuple[StageState, ...]:
+    return tuple(_stage_state(state, stage) for stage in state.memory.stages)
+
+
+def _stage_state(state: RunState, stage: StageProgress) -> StageState:
     task = stage.task
+    training_step = state.training_step(stage)
     return StageState(
         stage_index=stage.stage_index,
         phase=stage.phase,
@@ -210,4 +215,5 @@ def _stage_state(stage: StageProgress) -> StageState:
         deadline_s=stage.deadline_s,
         checkpoint=stage.newest_checkpoint,
         checkpoint_by=task.hotkey if task is not None and task.upload is None else None,
+        trains_ahead=training_step is not None and training_step > stage.outer_step,
     )

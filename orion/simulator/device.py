@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from random import Random
 
-from orion.miner.events import Backward, EncodePseudoGradient, Forward, InnerStep, Job
+from orion.miner.events import Backward, EncodePseudoGradient, Forward, InnerStep, Job, TakeMerged
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class DeviceProfile:
     backward_s: float = 0.2
     inner_step_s: float = 0.05
     encode_s: float = 0.1
+    take_merged_s: float = 0.01
     spread: float = 0.2
     """Each job takes up to this share more or less, evenly drawn."""
 
@@ -52,3 +53,5 @@ class Device:
                 return profile.inner_step_s
             case EncodePseudoGradient():
                 return profile.encode_s
+            case TakeMerged():
+                return profile.take_merged_s

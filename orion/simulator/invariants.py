@@ -59,6 +59,8 @@ class Invariants:
         self.truth = Truth()
         self._standing: dict[MinerHost, tuple[int, int]] = {}
         """The stage and outer step whose anchor each process holds."""
+        self._merged: dict[MinerHost, tuple[int, Digest]] = {}
+        """What each process has fetched of a merge and not taken in yet."""
         self._deadlines_s: dict[MicrobatchId, float] = {}
         """Of leased microbatches."""
         self._held: dict[tuple[MinerHost, MicrobatchId], float] = {}
@@ -118,18 +120,17 @@ class Invariants:
                 self._stands(host, stage_index, outer_step, digest)
             case miner_events.ApplyEnded(outer_step, digest):
                 stage_index, before = self._standing[host]
-                assert before == outer_step, f"3: {host.address} applied {outer_step} to the anchor of {before}"
+                has_gone_on = before == outer_step + 1 and self._swarm.scenario.spec.sync == "overlapped"
+                assert before == outer_step or has_gone_on, f"3: {host.address} applied {outer_step} to {before}"
                 self._stands(host, stage_index, outer_step + 1, digest)
+            case miner_events.MergedFetched(outer_step, digest):
+                self._merged[host] = (outer_step, digest)
             case miner_events.LeaseGranted(lease):
                 for granted in lease.microbatches:
                     self._deadlines_s[granted.microbatch_id] = lease.deadline_s
             case miner_events.ComputeEnded(result):
                 self._with_device[host].popleft()
-                match result:
-                    case miner_events.ForwardDone(microbatch_id, _, loss) if loss is not None:
-                        self._applied(host, microbatch_id)
-                    case miner_events.BackwardDone(microbatch_id, _):
-                        self._applied(host, microbatch_id)
+                self._computed(host, result)
         for effect in effects:
             match effect:
                 case miner_effects.ReadBody() if isinstance(event, miner_events.ForwardOffered):
@@ -138,6 +139,17 @@ class Invariants:
                     self._gets_job(host, job)
                 case miner_effects.FreeTensors(microbatch_id):
                     self._frees(host, microbatch_id)
+
+    def _computed(self, host: MinerHost, result: miner_events.JobResult) -> None:
+        match result:
+            case miner_events.ForwardDone(microbatch_id, _, loss) if loss is not None:
+                self._applied(host, microbatch_id)
+            case miner_events.BackwardDone(microbatch_id, _):
+                self._applied(host, microbatch_id)
+            case miner_events.PseudoGradientEncoded(outer_step, _, True):
+                self._goes_on(host, outer_step)
+            case miner_events.MergedTaken(outer_step):
+                self._takes_merged(host, outer_step)
 
     def _gets_job(self, host: MinerHost, job: miner_events.Job) -> None:
         match job:
@@ -153,6 +165,20 @@ class Invariants:
         self._standing[host] = (stage_index, outer_step)
         agreed = self.truth.anchors.setdefault((stage_index, outer_step), digest)
         assert digest == agreed, f"3: {host.address} has another anchor of stage {stage_index}, outer step {outer_step}"
+
+    def _goes_on(self, host: MinerHost, outer_step: int) -> None:
+        """Work counts for the next outer step from here on, although the anchor is still that of this one."""
+        stage_index, standing = self._standing[host]
+        assert standing == outer_step, f"3: {host.address} goes on from {outer_step}, it stands at {standing}"
+        self._standing[host] = (stage_index, outer_step + 1)
+
+    def _takes_merged(self, host: MinerHost, outer_step: int) -> None:
+        """3: what is added is the anchor that all replicas of the stage agree on."""
+        stage_index, standing = self._standing[host]
+        assert standing == outer_step + 1, f"3: {host.address} takes in {outer_step}, it stands at {standing}"
+        fetched, digest = self._merged.pop(host)
+        assert fetched == outer_step, f"3: {host.address} takes in {fetched} for {outer_step}"
+        self._stands(host, stage_index, outer_step + 1, digest)
 
     def _applied(self, host: MinerHost, microbatch_id: MicrobatchId) -> None:
         """1: a microbatch is applied at most once on any miner."""

@@ -6,7 +6,7 @@ They train a real model on made-up text, small enough that an outer step takes a
 from collections.abc import Mapping, Sequence
 from random import Random
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from orion.common.config import FlowLimits, RunSpec, TimeLimits, ValidationRules
 from orion.common.model.config import BoundaryConfig, ModelConfig
@@ -45,6 +45,7 @@ def tiny_spec(
     checks_per_outer_step: int = 1,
     whole_share: float = 0.5,
     seed: int = 1,
+    sync: Literal["blocking", "overlapped"] = "blocking",
 ) -> RunSpec:
     """A run of the tiny model, with time limits that fit its devices (tenths of a second for a microbatch)."""
     return RunSpec(
@@ -57,6 +58,7 @@ def tiny_spec(
         outer_steps=outer_steps,
         inner_steps=inner_steps,
         microbatches_per_step=microbatches_per_step,
+        sync=sync,
         num_partitions=3,
         inner=InnerConfig(
             optimizer="adamw",
@@ -92,9 +94,9 @@ def calm(
     )
 
 
-def stormy(seed: int) -> Scenario:
-    """One to four faults, drawn with the seed."""
-    spec = tiny_spec()
+def stormy(seed: int, **fields: Any) -> Scenario:
+    """One to four faults, drawn with the seed. `fields` are those of `tiny_spec`."""
+    spec = tiny_spec(**fields)
     shape = Shape(spec.num_stages, spec.replicas, spec.outer_steps)
     faults = draw_schedule(Random(f"schedule {seed}"), shape, num_faults=1 + seed % 4)
     return Scenario(name="stormy", spec=spec, virtual_s_max=_VIRTUAL_S_MAX, faults=faults)

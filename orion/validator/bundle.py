@@ -55,12 +55,13 @@ class BundleShelf:
         result: ReplayResult,
         spec: RunSpec,
         tokens: TokenSource | None,
+        ahead_N: torch.Tensor | None = None,
     ) -> Path | None:
-        """Writes a bundle; None when it alone exceeds the budget. Raises OSError."""
+        """Writes a bundle of what `replay` was given and found; None if it alone exceeds the budget. Raises OSError."""
         folder = self._folder / f"{task.outer_step:08d}-{task.miner}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _write(folder, task, state=state, uploaded=uploaded, result=result, spec=spec, tokens=tokens)
+        _write(folder, task, state=state, uploaded=uploaded, ahead_N=ahead_N, result=result, spec=spec, tokens=tokens)
         for old in sorted(self._folder.iterdir()):
             if self._size_bytes() <= self._bytes_max:
                 break
@@ -81,7 +82,7 @@ def confirm(folder: Path) -> Confirmation:
             LogRequest.model_validate_json(json.dumps(record["request"])),
             CommittedLog.model_validate_json(json.dumps(record["log"])),
         )
-        task, state, uploaded, tokens = _read(folder, record, proof)
+        task, state, ahead_N, uploaded, tokens = _read(folder, record, proof)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{folder} is no bundle: {error}") from error
     position = Position(task.stage_index, spec.num_stages)
@@ -98,6 +99,7 @@ def confirm(folder: Path) -> Confirmation:
         device=torch.device("cpu"),
         compute_dtype=torch.float32,
         uploaded=uploaded,
+        ahead_N=ahead_N,
     )
     return Confirmation(result.failure is not None, result.failure or "the replay passes")
 
@@ -119,6 +121,7 @@ def _write(
     *,
     state: OuterState,
     uploaded: list[bytearray | None],
+    ahead_N: torch.Tensor | None,
     result: ReplayResult,
     spec: RunSpec,
     tokens: TokenSource | None,
@@ -148,10 +151,10 @@ def _write(
         for name, tensor in body.items()
     }
     save_file(bodies, folder / "bodies.safetensors")
-    save_file(
-        {"anchor": state.anchor_N.contiguous(), "momentum": state.momentum_N.contiguous()},
-        folder / "anchor.safetensors",
-    )
+    anchor = {"anchor": state.anchor_N.contiguous(), "momentum": state.momentum_N.contiguous()}
+    if ahead_N is not None:
+        anchor["ahead"] = ahead_N.contiguous()
+    save_file(anchor, folder / "anchor.safetensors")
     data_ids = {each.entry.data_id for each in task.operations if each.entry.data_id is not None}
     if task.stage_index == 0 and tokens is not None:
         ids = {str(data_id): torch.from_numpy(tokens.microbatch(spec.seed, data_id)) for data_id in sorted(data_ids)}
@@ -164,7 +167,7 @@ def _write(
 
 def _read(
     folder: Path, record: dict[str, object], proof: LogProof
-) -> tuple[ReplayTask, OuterState, list[bytearray | None], TokenSource | None]:
+) -> tuple[ReplayTask, OuterState, torch.Tensor | None, list[bytearray | None], TokenSource | None]:
     bodies: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(folder / "bodies.safetensors").items():
         number, side, name = key.split("/")
@@ -195,7 +198,8 @@ def _read(
     ]
     tokens_file = folder / "tokens.safetensors"
     tokens = _KeptTokens(load_file(tokens_file)) if tokens_file.exists() else None
-    return task, OuterState(anchor["anchor"], anchor["momentum"], outer_step), uploaded, tokens
+    state = OuterState(anchor["anchor"], anchor["momentum"], outer_step)
+    return task, state, anchor.get("ahead"), uploaded, tokens
 
 
 def _foreign_body(task: ReplayTask) -> str | None:

@@ -306,7 +306,9 @@ class ValidatorCore:
             self._cut_short(current)
         if current.targets:
             target = current.targets.pop(0)
-            checkpoint = self._members.checkpoint(target.stage_index, target.outer_step)
+            # An overlapped outer step begins on the anchor before it.
+            oldest_anchor = target.outer_step - (self._spec.sync == "overlapped")
+            checkpoint = self._members.checkpoint(target.stage_index, oldest_anchor)
             operations_max = self._spending.operations_max(self._body_bytes)
             current.check = Check(self._spec, target, checkpoint, self._rng, operations_max)
             current.check.start(now_s)

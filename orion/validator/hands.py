@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import DataError, TransportError
-from orion.common.ids import Digest, Direction, Hotkey
+from orion.common.ids import Digest, Direction, Hotkey, Operation
 from orion.common.net.anchor_loader import AnchorLoader, ObjectSource
 from orion.common.net.chain import Chain, ChainError
 from orion.common.offload import Offload, in_thread
@@ -24,6 +24,7 @@ from orion.common.protocol import routes
 from orion.common.protocol.codec import body_size, check_finite, decode, transfer_spec
 from orion.common.protocol.fields import MINERS_MAX
 from orion.common.protocol.messages import (
+    Contribution,
     Done,
     Message,
     ObjectRef,
@@ -41,8 +42,9 @@ from orion.common.protocol.records import (
     ScoreSheet,
     Verdict,
 )
-from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
+from orion.common.protocol.reduction import join_slices, reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
+from orion.common.train.outer import OuterState, ahead_start
 from orion.common.train.partition import partition_bounds
 from orion.validator.bundle import BundleShelf
 from orion.validator.clasp import PATHWAYS_MAX
@@ -283,15 +285,17 @@ class Hands:
 
     async def _replay_task(self, task: ReplayTask) -> Event:
         try:
-            state = await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint)
-            uploaded = await self._fetch_contribution(task)
-            result, compute_s = await self._timed(partial(self._replay, task, state, uploaded=uploaded))
+            state, ahead_N = await self._start_of(task)
+            uploaded = await self._fetch_contribution(task.stage_index, task.contribution)
+            replay_it = partial(self._replay, task, state, uploaded=uploaded, ahead_N=ahead_N)
+            result, compute_s = await self._timed(replay_it)
             if result.failure is not None and self._shelf is not None:
                 keep = partial(
                     self._shelf.keep,
                     task,
                     state=state,
                     uploaded=uploaded,
+                    ahead_N=ahead_N,
                     result=result,
                     spec=self._spec,
                     tokens=self._tokens,
@@ -301,15 +305,28 @@ class Hands:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
         return ReplayEnded(task.miner, task.outer_step, result, compute_s)
 
-    async def _fetch_contribution(self, task: ReplayTask) -> list[bytearray | None]:
+    async def _start_of(self, task: ReplayTask) -> tuple[OuterState, torch.Tensor | None]:
+        """The anchor of a log's outer step, and where the log begins if that is ahead of its anchor."""
+        first = task.operations[0].entry.operation if task.operations else None
+        if first is not Operation.BEGIN_AHEAD or task.outer_step == 0:
+            return await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint), None
+        before = await self._anchors.load(task.stage_index, task.outer_step - 1, task.checkpoint)
+        record = await self._orchestrator.merge(task.stage_index, task.outer_step - 1)
+        own = next((each for each in record.contributions if each.hotkey == task.miner), None)
+        slices = await self._fetch_contribution(task.stage_index, own)
+        state = await self._anchors.apply(before, record.manifest)
+        own_N = await self._offload(partial(join_slices, self._spec.codec, before.anchor_N.numel(), slices))
+        return state, None if own_N is None else ahead_start(before, own_N)
+
+    async def _fetch_contribution(self, stage_index: int, contribution: Contribution | None) -> list[bytearray | None]:
         """The objects of all partitions of what a miner uploaded, None for one of the wrong size."""
-        if task.contribution is None:
+        if contribution is None:
             return []
-        partitions = partition_bounds(self._spec.stage_sizes[task.stage_index], self._spec.num_partitions)
+        partitions = partition_bounds(self._spec.stage_sizes[stage_index], self._spec.num_partitions)
         refs: list[ObjectRef | None] = []
         for partition in partitions:
-            found = slice_refs(self._spec.codec, partition.num_params, [task.contribution], partition.index)
-            refs.append(found.get(task.miner))
+            found = slice_refs(self._spec.codec, partition.num_params, [contribution], partition.index)
+            refs.append(found.get(contribution.hotkey))
         bodies = iter(await self._objects.get_many([ref for ref in refs if ref is not None]))
         return [None if ref is None else next(bodies) for ref in refs]
 

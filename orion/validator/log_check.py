@@ -130,10 +130,14 @@ class _Reader:
         """Forwarded before the miner began anew, and no longer held."""
         self._num_since_step = 0
         self._num_beginnings = 1
+        self._num_read = 0
+        self._is_ahead = False
+        """The outer step was begun before its anchor was there, which has not come yet."""
         self.num_applied = 0
 
     def read(self, entry: LogEntry, is_last_entry: bool) -> str | None:
         """What is wrong with the next entry."""
+        self._num_read += 1
         if entry.operation is Operation.BEGIN_ANEW:
             self._inner_step = 0
         if entry.inner_step != self._inner_step:
@@ -147,6 +151,10 @@ class _Reader:
                 return self._step(entry, is_last_entry)
             case Operation.BEGIN_ANEW:
                 return self._begin_anew(entry)
+            case Operation.BEGIN_AHEAD:
+                return self._begin_ahead(entry)
+            case Operation.TAKE_MERGED:
+                return self._take_merged(entry)
 
     def _digest_fault(self, entry: LogEntry) -> str | None:
         is_forward = entry.operation is Operation.FORWARD
@@ -196,15 +204,35 @@ class _Reader:
 
     def _begin_anew(self, entry: LogEntry) -> str | None:
         """Nothing is held any more; what is done from here on is done on the anchor again."""
-        if entry.num_microbatches or any((entry.microbatch_id, entry.input_digest, entry.output_digest)):
+        if _names_something(entry):
             return "begins anew with something in hand"
         self._num_beginnings += 1
         if self._num_beginnings > BEGINNINGS_MAX:
             return f"begins the outer step more than {BEGINNINGS_MAX} times"
         self._num_since_step = 0
+        self._is_ahead = False
         self._lost |= self._forwarded.keys() - self._backwarded
+        return None
+
+    def _begin_ahead(self, entry: LogEntry) -> str | None:
+        """The outer step is begun before its anchor is there."""
+        if self._spec.sync != "overlapped" or self._num_read > 1 or _names_something(entry):
+            return "begins ahead of its anchor where it cannot"
+        self._is_ahead = True
+        return None
+
+    def _take_merged(self, entry: LogEntry) -> str | None:
+        """The anchor has come. What is held and accumulated stays."""
+        if not self._is_ahead or _names_something(entry):
+            return "takes in a merge that it was not ahead of"
+        self._is_ahead = False
         return None
 
     def _apply(self) -> None:
         self._num_since_step += 1
         self.num_applied += 1
+
+
+def _names_something(entry: LogEntry) -> bool:
+    named = (entry.microbatch_id, entry.data_id, entry.input_digest, entry.output_digest)
+    return bool(entry.num_microbatches) or any(each is not None for each in named)

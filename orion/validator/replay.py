@@ -10,6 +10,10 @@ inputs that the miner handed over, not what was replayed, so that noise does not
 the pseudo-gradient is compared with the one that was uploaded, partition by partition. Both are taken through the run's
 codec, so that what it loses is lost on both sides.
 
+An overlapped outer step that was begun ahead of its anchor begins where everybody can: at the anchor before it, less
+what the miner uploaded there (`ahead_N`). What was done before a miner began anew, because it was left out of that
+merge, began at no public point; it is passed over, and nothing of it is in a pseudo-gradient.
+
 Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
 """
 
@@ -55,17 +59,19 @@ def replay(
     device: torch.device,
     compute_dtype: torch.dtype,
     uploaded: Sequence[bytearray | None] = (),
+    ahead_N: Tensor | None = None,
 ) -> ReplayResult:
     """Replays all operations of `task`, up to the first that fails, from `state`, the anchor of its outer step.
 
     `uploaded` are the miner's objects of all partitions where the task has a contribution, None for one that has the
-    wrong size. Device and compute dtype decide how alike the results can be: bit for bit only on what the miner has.
-    `tokens` is needed for the first stage; elsewhere it serves to count inputs with foreign ids. Raises DataError
-    without it, and ValueError when `state` is not of the task's stage and outer step.
+    wrong size. `ahead_N` is where a log begins that begins ahead of its anchor; None when nobody knows, because nothing
+    of the miner's entered the merge before. Device and compute dtype decide how alike the results can be: bit for bit
+    only on what the miner has. `tokens` is needed for the first stage; elsewhere it serves to count inputs with foreign
+    ids. Raises DataError without it, and ValueError when `state` is not of the task's stage and outer step.
     """
     if state.outer_step != task.outer_step:
         raise ValueError(f"anchor of outer step {state.outer_step} for a log of {task.outer_step}")
-    run = _Replay(task, state, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
+    run = _Replay(task, state, ahead_N, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
     run.operations()
     if task.contribution is not None:
         run.pseudo_gradient(uploaded)
@@ -105,6 +111,7 @@ class _Replay:
         self,
         task: ReplayTask,
         state: OuterState,
+        ahead_N: Tensor | None,
         *,
         spec: RunSpec,
         tokens: TokenSource | None,
@@ -112,6 +119,9 @@ class _Replay:
         compute_dtype: torch.dtype,
     ) -> None:
         self._task = task
+        self._ahead_N = ahead_N
+        self._is_blind = False
+        """Where the engine should stand is not known."""
         self._spec = spec
         self._tokens = tokens
         layout = spec.layouts[task.stage_index]
@@ -137,6 +147,7 @@ class _Replay:
 
     def _stand_at_anchor(self) -> None:
         """At the start of the outer step, with nothing in hand."""
+        self._is_blind = False
         self._engine.load(self._state)
         self._engine.begin_outer_step()
 
@@ -155,6 +166,9 @@ class _Replay:
     def pseudo_gradient(self, uploaded: Sequence[bytearray | None]) -> None:
         """Every partition of what the log leads to, unless the log has failed already."""
         if self._failure is not None:
+            return
+        if self._is_blind or self._engine.is_ahead:
+            self._failure = "pseudo-gradient: it follows from no anchor, the merge before was not taken in"
             return
         replayed_N = self._engine.pseudo_gradient_N().cpu()
         codec, tolerance = self._spec.codec, self._spec.validation.pseudo_gradient_tolerance
@@ -187,6 +201,9 @@ class _Replay:
         )
 
     def _operation(self, operation: ReplayOperation) -> str | None:
+        if self._is_blind and operation.entry.operation is not Operation.BEGIN_ANEW:
+            is_merge = operation.entry.operation is Operation.TAKE_MERGED
+            return "takes in a merge of which it was no part" if is_merge else None
         match operation.entry.operation:
             case Operation.FORWARD:
                 return self._forward(operation)
@@ -197,6 +214,14 @@ class _Replay:
                 return None
             case Operation.BEGIN_ANEW:
                 self._stand_at_anchor()
+                return None
+            case Operation.BEGIN_AHEAD:
+                self._is_blind = self._ahead_N is None
+                if self._ahead_N is not None:
+                    self._engine.begin_ahead(self._ahead_N)
+                return None
+            case Operation.TAKE_MERGED:
+                self._engine.take_merged(self._state)
                 return None
 
     def _forward(self, operation: ReplayOperation) -> str | None:

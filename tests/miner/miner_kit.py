@@ -89,6 +89,7 @@ class World:
         self.merge_plan: MergePlan | None = None
         self.manifest: Manifest | None = None
         self.finished = False
+        self.trains_ahead = False
         self.validators: tuple[Hotkey, ...] = ()
 
     def set_phase(self, phase: Phase, outer_step: int) -> None:
@@ -105,6 +106,7 @@ class World:
                 deadline_s=NOW_S + 1e6,
                 checkpoint=self.checkpoint if index == self.stage_index else None,
                 checkpoint_by=self.checkpoint_by if index == self.stage_index else None,
+                trains_ahead=self.trains_ahead,
             )
             for index in range(self.spec.num_stages)
         )

@@ -236,6 +236,12 @@ class World:
                 self.beat(hotkey)
         self.tick()
 
+    @property
+    def trained_step(self) -> int:
+        """The outer step that the first stage trains, or was the last to train."""
+        stage = self.stage(0)
+        return stage.outer_step if stage.training_step is None else stage.training_step
+
     def lease(self, hotkey: Hotkey, num_microbatches: int = 1) -> tuple[LeasedMicrobatch, ...]:
         lease = self.accept(hotkey, self.lease_request(num_microbatches))
         assert isinstance(lease, Lease)
@@ -244,7 +250,7 @@ class World:
     def lease_request(self, num_microbatches: int = 1) -> LeaseRequest:
         """Of a miner that has heard of all that was leased so far."""
         return LeaseRequest(
-            outer_step=self.stage(0).outer_step,
+            outer_step=self.trained_step,
             next_microbatch_id=self.status.microbatches_started,
             num_microbatches=num_microbatches,
         )
@@ -266,7 +272,7 @@ class World:
                 Receipt(
                     direction=direction,
                     microbatch_id=microbatch_id,
-                    outer_step=self.stage(0).outer_step,
+                    outer_step=self.trained_step,
                     sender=path[from_stage],
                     receiver=path[to_stage],
                     to_stage=to_stage,

@@ -249,6 +249,15 @@ class StageState(Message):
     """The newest durable one; None = the anchor of outer step 0, which follows from the run's seed."""
     checkpoint_by: Ss58 | None
     """Who is asked to upload the anchor of this outer step now."""
+    trains_ahead: bool = False
+    """Overlapped runs: work of the next outer step is taken while this one is uploaded and merged."""
+
+    @property
+    def training_step(self) -> int | None:
+        """The outer step of which the stage takes work; None while it takes none."""
+        if self.phase is Phase.TRAIN:
+            return self.outer_step
+        return self.outer_step + 1 if self.trains_ahead else None
 
 
 class Contribution(Message):

@@ -11,6 +11,7 @@ Letters in names: N values of the partition.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from orion.common.ids import Hotkey
@@ -19,7 +20,7 @@ from orion.common.protocol.messages import Contribution, Exclusion, ObjectRef
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.compress import CodecName, DecodeError, TensorSpec, codec_for
 from orion.common.train.outer import contribution_norm, weighted_mean_in_order
-from orion.common.train.partition import select_contributions
+from orion.common.train.partition import partition_bounds, select_contributions
 
 NORM_RATIO_MAX = 10.0
 """Times the median norm. Honest replicas of a stage, which start from one anchor and take about as many steps, lie
@@ -79,10 +80,30 @@ def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
     return encode(codec_for(codec).encode(values_N, None).tensors)
 
 
+def encode_slice_and_read(codec: CodecName, values_N: Tensor) -> tuple[Body, Tensor]:
+    """As `encode_slice`, and what others read of it: fp32 values, less what the codec loses."""
+    chosen = codec_for(codec)
+    tensors = chosen.encode(values_N, None).tensors
+    return encode(tensors), chosen.decode(tensors, values_N.numel())
+
+
 def through_codec(codec: CodecName, values_N: Tensor) -> Tensor:
     """What others read of a contributor's slice: the values, less what the codec loses."""
     chosen = codec_for(codec)
     return chosen.decode(chosen.encode(values_N, None).tensors, values_N.numel())
+
+
+def join_slices(codec: CodecName, num_params: int, bodies: Sequence[bytearray | None]) -> Tensor | None:
+    """What others read of a whole contribution, fp32 of the stage's length, from the bodies of its slices in the order
+    of the partitions; None when there are none, or one of them cannot be read."""
+    if not bodies:
+        return None
+    values = [
+        decode_slice(codec, partition.num_params, body)
+        for partition, body in zip(partition_bounds(num_params, len(bodies)), bodies, strict=True)
+    ]
+    readable = [each for each in values if isinstance(each, Tensor)]
+    return torch.cat(readable) if len(readable) == len(values) else None
 
 
 def reduce_partition(codec: CodecName, num_values: int, slices: Sequence[Slice]) -> Reduction:

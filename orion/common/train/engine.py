@@ -149,6 +149,8 @@ class StageEngine:
         """Of the first microbatch in the sums."""
         self._held: dict[MicrobatchId, _Held] = {}
         self._state: OuterState | None = None
+        self._ahead_N: Tensor | None = None
+        """Where the outer step was begun while its anchor was not known yet: fp32, where the outer state lies."""
         self._version = self._publish(0)
 
     @property
@@ -157,6 +159,11 @@ class StageEngine:
         if self._state is None:
             raise EngineUseError("no outer state was loaded")
         return self._state
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the outer step was begun before its anchor was there, which has not come yet."""
+        return self._ahead_N is not None
 
     @property
     def version(self) -> int:
@@ -190,6 +197,32 @@ class StageEngine:
         """
         load_flat_params(self._stage, state.anchor_N)
         self._state = state
+        self._ahead_N = None
+        self._version = self._publish(self._version.number)
+
+    def begin_ahead(self, start_N: Tensor) -> tuple[MicrobatchId, ...]:
+        """Begins an outer step, as `begin_outer_step` does, at `start_N` while its anchor is not known yet.
+
+        `start_N` is flat fp32 where the outer state lies; nobody writes into it. `take_merged` must come before the
+        pseudo-gradient is asked for. Returns what `begin_outer_step` does.
+        """
+        load_flat_params(self._stage, start_N)
+        self._ahead_N = start_N
+        self._version = self._publish(self._version.number)
+        return self.begin_outer_step()
+
+    def take_merged(self, state: OuterState) -> None:
+        """The anchor of the outer step that was begun ahead is there: adds what it differs by from where that began.
+
+        What was done since then stays, with all that is held and accumulated. Raises EngineUseError when the outer step
+        was not begun ahead, ValueError when the state is of another length than the stage.
+        """
+        if self._ahead_N is None:
+            raise EngineUseError("the outer step was not begun ahead of its anchor")
+        shift_N = torch.sub(state.anchor_N, self._ahead_N)
+        local_N = flatten_params(self._stage).to(shift_N.device)
+        load_flat_params(self._stage, torch.add(local_N, shift_N))
+        self._state, self._ahead_N = state, None
         self._version = self._publish(self._version.number)
 
     def begin_outer_step(self) -> tuple[MicrobatchId, ...]:
@@ -207,8 +240,10 @@ class StageEngine:
 
     def pseudo_gradient_N(self) -> Tensor:
         """Anchor minus local parameters: fp32, where the outer state lies. Finite, since only finite steps are
-        taken."""
+        taken. Raises EngineUseError while the outer step's anchor is not known."""
         state = self.outer_state
+        if self._ahead_N is not None:
+            raise EngineUseError("the outer step was begun ahead of its anchor, which has not come yet")
         return torch.sub(state.anchor_N, flatten_params(self._stage).to(state.anchor_N.device))
 
     def apply_outer(self, mean_N: Tensor) -> OuterState:

@@ -88,6 +88,12 @@ def apply_outer_step(state: OuterState, mean_pseudo_gradient_N: Tensor, config: 
     return OuterState(torch.sub(state.anchor_N, update_N), momentum_N, state.outer_step + 1)
 
 
+def ahead_start(state: OuterState, own_N: Tensor) -> Tensor:
+    """Where the next outer step begins before its anchor is there: the anchor of this one less what a miner itself
+    uploaded, as others read it. A function of public bytes, the same on every device. fp32, on the state's device."""
+    return torch.sub(state.anchor_N, own_N)
+
+
 def weighted_mean_in_order(slices: Sequence[tuple[float, Tensor]]) -> Tensor:
     """Σ wᵢ·xᵢ ÷ Σ wᵢ in fp32, added up in the given order; the same bytes on every device.
 
