@@ -133,6 +133,13 @@ class Workers:
                 worker.process.stdin.close()
 
 
+def machine_idle_s() -> float:
+    """Time that the machine's processors have idled since it was started, all of them together."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+    idle_ticks, io_wait_ticks = fields[4:6]
+    return (int(idle_ticks) + int(io_wait_ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 def _tail(worker: Worker) -> str:
     lines = []
     for path in (worker.output_path, worker.errors_path):

@@ -3,6 +3,7 @@
 Parses, and hands over to the module that measures. That module is imported only once its benchmark is asked for.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -235,6 +236,7 @@ def replay_noise(
 
 @bench_app.command()
 def pipeline(
+    *,
     repetitions: Annotated[int, typer.Option(min=1, max=100, help="Of everything, in turn.")] = 3,
     settings: Annotated[
         str, typer.Option(help="Names with commas; empty = unshaped,856,100,20,856_rtt60,20_rtt60.")
@@ -242,25 +244,34 @@ def pipeline(
     quick: Annotated[
         bool, typer.Option("--quick", help="A toy model, unshaped, once: no bar is held against it.")
     ] = False,
+    staleness_max: Annotated[
+        int | None, typer.Option(min=0, max=64, help="Inner steps that Orion's gradients may come late; 0 = none.")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where data is kept.", envvar="ORION_FOLDER")] = Path(".orion"),
     as_json: Json = False,
 ) -> None:
-    """Orion's pipeline beside one process and torch's 1F1B, over emulated links (root). Exits 1 below the bar."""
+    """Orion's pipeline beside one process and torch's 1F1B, over emulated links (root). Exits 1 below the bar, and when
+    it is broken off, after telling what was measured until then."""
     from orion.bench.pipeline.drive import PipelineBench
     from orion.bench.pipeline.plan import UNSHAPED, workload
-    from orion.bench.pipeline.table import measure_all
-    from orion.cli.pipeline_table import print_measurement, print_table, settings_named
+    from orion.bench.pipeline.table import Study
+    from orion.cli.pipeline_table import ending_like_ctrl_c, print_measurement, print_table, settings_named
     from orion.common.clock import SystemClock
 
     wanted = (UNSHAPED,) if quick else settings_named(settings)
-    work = workload(quick=quick)
+    work = workload(quick=quick, staleness_max=staleness_max)
     bench = PipelineBench(work, folder.absolute() / "data", SystemClock(), dict(os.environ))
-    table = measure_all(bench, work, wanted, 1 if quick else repetitions, print_measurement)
-    if as_json:
-        print(json.dumps(table.as_json()))
-    else:
-        print_table(table)
-    if table.misses() and not quick:
+    study = Study(work, wanted, 1 if quick else repetitions)
+    try:
+        with ending_like_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
+            study.run(bench, print_measurement)
+    finally:
+        table = study.table()
+        if as_json:
+            print(json.dumps(table.as_json()))
+        else:
+            print_table(table)
+    if not table.is_whole or (table.misses() and not quick):
         raise typer.Exit(1)
 
 

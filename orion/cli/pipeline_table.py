@@ -1,6 +1,9 @@
 """`orion bench pipeline` for people: progress while it measures, and the table."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -21,11 +24,25 @@ def settings_named(names: str) -> tuple[Setting, ...]:
     return tuple(known[name] for name in names.split(","))
 
 
+@contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """Within it SIGTERM is a KeyboardInterrupt, so that a benchmark that is broken off tells what it has measured."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def print_measurement(setting: Setting, system: System, one: Measurement) -> None:
     """A line on standard error, so that standard output holds results alone."""
-    print(
-        f"{setting.name}: {system} {one.tokens_per_s:,.0f} tokens/s, loss {one.loss:.3f}", file=sys.stderr, flush=True
-    )
+    told = [f"{one.tokens_per_s:,.0f} tokens/s", f"{one.cpu_s:.2f} s of processor for 1,000"]
+    told.append(f"processors idle {one.idle_share:.0%}")
+    if one.loss is not None:
+        told.append(f"loss {one.loss:.3f}")
+    if one.staleness is not None:
+        told.append(f"staleness {one.staleness:.2f}")
+    print(f"{setting.name}: {system} {', '.join(told)}", file=sys.stderr, flush=True)
 
 
 def print_table(table: Table) -> None:
@@ -34,9 +51,12 @@ def print_table(table: Table) -> None:
     for row in table.rows:
         rates = [row.tokens_per_s(system) for system in System]
         cells = ["" if rate is None else f"{rate:,.0f}" for rate in rates]
-        spread = f"{min(row.ratios):.3f} to {max(row.ratios):.3f}"
-        shown.add_row(row.setting.name, *cells, f"{row.ratio:.3f}", spread)
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        spread = f"{min(row.ratios):.3f} to {max(row.ratios):.3f}" if row.ratios else ""
+        shown.add_row(row.setting.name, *cells, ratio, spread)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(shown)
+    if not table.is_whole:
+        console.print("broken off: this is what was measured until then", highlight=False)
     for miss in table.misses():
         console.print(f"below {RATIO_BAR} of torch's 1F1B, co-located: {miss}", highlight=False)

@@ -445,23 +445,26 @@ class MinerCore:
         is_last = self._is_applying(Operation.FORWARD)
         inner_steps = moment.inner_steps + device.has_inner_step
         may_forward = not len(device) or is_last or device.forwards_are_quick
+        num_accumulated = 0 if device.has_inner_step else num_accumulated
         return Readiness(
             backward=[
                 item.microbatch_id
                 for item in self._table.standing(Stand.BACKWARD_QUEUED)
                 if inner_steps - item.version <= steps_max
             ],
-            forward=self._startable(moment) if may_forward else [],
-            num_accumulated=0 if device.has_inner_step else num_accumulated,
+            forward=self._startable(moment, num_accumulated) if may_forward else [],
+            num_accumulated=num_accumulated,
             num_accumulating=device.num_applying(is_last=is_last),
             microbatches_per_step=self._spec.microbatches_per_step,
         )
 
-    def _startable(self, moment: Moment) -> list[MicrobatchId]:
-        """Forwards that may begin: on the first stage only as many as the pipeline needs in flight."""
+    def _startable(self, moment: Moment, num_accumulated: int) -> list[MicrobatchId]:
+        """Forwards that may begin: on the first stage only as many as the pipeline needs in flight, and none whose
+        gradient would come too stale. With `staleness_max` 0 that is one batch, and the next one after its step."""
         waiting = [item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)]
         is_first = moment.view is not None and moment.view.stage_index == 0
-        if is_first and self._table.num_started >= self._injection.target:
+        num_timely = (self._spec.flow.staleness_max + 1) * self._spec.microbatches_per_step - num_accumulated
+        if is_first and self._table.num_started >= min(self._injection.target, num_timely):
             return []
         return waiting
 

@@ -68,7 +68,9 @@ def network_of(*profiles: LinkProfile) -> Iterator[EmulatedNetwork]:
     try:
         network.__enter__()
     except LinkError as error:
-        assert str(error).startswith(("emulated links need", "no emulated links can be made here: "))
+        assert str(error).startswith(
+            ("emulated links need", "emulated delays need", "no emulated links can be made here: ")
+        )
         pytest.skip(str(error))
     with contextlib.ExitStack() as stack:
         stack.push(network.__exit__)
@@ -110,8 +112,9 @@ def test_a_round_trip_takes_at_least_both_delays_and_leaves_nothing_behind() -> 
     assert not any((NAMESPACES / name).exists() for name in names)
 
 
-def test_no_more_is_uploaded_than_the_link_allows() -> None:
-    with network_of(LinkProfile(upload_mbit=16.0), LinkProfile()) as network:
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0], ids=["bridge", "switch"])
+def test_no_more_is_uploaded_than_the_link_allows(delay_ms: float) -> None:
+    with network_of(LinkProfile(upload_mbit=16.0, delay_ms=delay_ms), LinkProfile()) as network:
         with listening(network, 1, STREAM) as receiver:
             sending = [sys.executable, "-c", SEND, network.address(1), "1500000"]
             subprocess.run(network.command(0, sending), check=True)
@@ -122,13 +125,16 @@ def test_no_more_is_uploaded_than_the_link_allows() -> None:
         assert float(seconds) >= (1_500_000 - 200_000) / 2e6
 
 
-def test_a_link_that_is_cut_one_way_works_the_other_way_until_it_is_healed() -> None:
-    with network_of(LinkProfile(), LinkProfile()) as network, listening(network, 1, ECHO) as echo:
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0], ids=["bridge", "switch"])
+def test_a_link_that_is_cut_one_way_works_the_other_way_until_it_is_healed(delay_ms: float) -> None:
+    profile = LinkProfile(upload_mbit=100.0, delay_ms=delay_ms)
+    with network_of(profile, profile) as network, listening(network, 1, ECHO) as echo:
         assert echo.stdout is not None
         network.cut(1, Way.OUT)
         assert ask(network, 0, 1, "heard, not answered", wait_s=0.3) == "nothing"
         assert echo.stdout.readline() == "heard, not answered\n"
         network.heal(1)
+        network.cut(1, Way.IN)
         network.cut(1, Way.IN)
         assert ask(network, 0, 1, "not heard", wait_s=0.3) == "nothing"
         network.heal(1)
@@ -136,6 +142,25 @@ def test_a_link_that_is_cut_one_way_works_the_other_way_until_it_is_healed() -> 
         assert echo.stdout.readline() == "healed\n"
     assert network.figures is not None
     assert network.figures.num_dropped >= 2
+    assert network.figures.num_delivered >= 3
+
+
+def test_a_link_that_was_healed_has_its_limit_again() -> None:
+    with network_of(LinkProfile(upload_mbit=16.0), LinkProfile()) as network:
+        network.cut(0)
+        network.heal(0)
+        with listening(network, 1, STREAM) as receiver:
+            subprocess.run(network.command(0, [sys.executable, "-c", SEND, network.address(1), "700000"]), check=True)
+            assert receiver.stdout is not None
+            received, seconds = receiver.stdout.readline().split()
+    assert int(received) == 700_000
+    assert float(seconds) >= (700_000 - 200_000) / 2e6
+
+
+def test_only_what_the_kernel_cannot_do_needs_the_switch() -> None:
+    assert not LinkProfile(upload_mbit=20.0).needs_switch
+    slower = [LinkProfile(delay_ms=1), LinkProfile(jitter_ms=1), LinkProfile(download_mbit=9)]
+    assert all(profile.needs_switch for profile in [*slower, LinkProfile(stall_every_s=1, stall_ms=1)])
 
 
 def test_a_network_ends_with_its_owner_however_that_ends() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orion.bench.pipeline.plan import MORE_SETTINGS, SETTINGS, UNSHAPED, Setting, System, Window, workload
-from orion.bench.pipeline.table import measure_all
+from orion.bench.pipeline.table import Study
 from orion.bench.pipeline.window import Measurement, last_step_loss, tokens_per_s
 
 
@@ -36,26 +36,31 @@ class Machine:
         self.asked.append((setting.name, system))
         repetition = self.asked.count((setting.name, system))
         speed = {System.ORION: 0.5 if setting.name == "20" else 1.2}.get(system, 1.0)
-        return Measurement(speed * 1000.0 / repetition, cpu_s=0.5, loss=5.0 + repetition)
+        return Measurement(speed * 1000.0 / repetition, cpu_s=0.5, idle_share=0.1, loss=5.0 + repetition)
 
 
 def test_ratios_are_within_a_repetition_and_every_setting_must_hold() -> None:
     machine, heard = Machine(), []
     settings = [setting for setting in SETTINGS if setting.name in ("20", "20_rtt60")]
     work = workload(quick=False)
-    table = measure_all(machine, work, settings, 3, lambda *one: heard.append(one))
+    study = Study(work, settings, 3)
+    study.run(machine, lambda *one: heard.append(one))
+    table = study.table()
     assert [(setting.name, system) for setting, system, _ in heard] == machine.asked
     one_round = machine.asked[: len(machine.asked) // 3]
     assert machine.asked == one_round * 3
     assert one_round == [
         *(("unshaped", system) for system in System),
-        *(("20", system) for system in (System.TORCH, System.TORCH_BOUNDARY, System.ORION)),
+        ("20", System.ORION),
         ("20_rtt60", System.ORION),
-    ]
+        ("20", System.TORCH_BOUNDARY),
+        ("20", System.TORCH),
+    ], "what the bar is about comes first"
     assert [row.ratio for row in table.rows] == pytest.approx([1.2, 0.5, 1.2])
     assert table.misses() == ["20: 0.500"]
     told = json.loads(json.dumps(table.as_json()))
     assert told["holds"] is False
+    assert told["is_whole"] is True
     unshaped, slow, far = told["settings"]
     assert unshaped["tokens_per_s"] == pytest.approx(
         {"single": 500, "torch_1f1b": 500, "torch_1f1b_boundary": 500, "orion": 600}
@@ -74,6 +79,44 @@ def test_ratios_are_within_a_repetition_and_every_setting_must_hold() -> None:
         "torch_1f1b_boundary": None,
         "orion": 0.5,
     }
+
+
+class BrokenOff(Machine):
+    """Ctrl-C, while torch with a boundary is measured at 20 Mbit for the second time."""
+
+    def measure(self, system: System, setting: Setting) -> Measurement:
+        one = super().measure(system, setting)
+        if self.asked.count(("20", System.TORCH_BOUNDARY)) == 2:
+            raise KeyboardInterrupt
+        return one
+
+
+def test_a_study_that_is_broken_off_tells_what_it_has_measured() -> None:
+    study = Study(workload(quick=False), [setting for setting in SETTINGS if setting.name in ("20", "100")], 3)
+    told = json.loads(json.dumps(study.table().as_json()))
+    assert [row["ratio_to_colocated"] for row in told["settings"]] == [None, None, None]
+    with pytest.raises(KeyboardInterrupt):
+        study.run(BrokenOff(), lambda *_: None)
+    table = study.table()
+    told = json.loads(json.dumps(table.as_json()))
+    assert (told["is_whole"], told["holds"]) == (False, False)
+    unshaped, hundred, twenty = told["settings"]
+    assert [len(row.ratios) for row in table.rows] == [2, 2, 2]
+    assert unshaped["tokens_per_s"]["orion"] == pytest.approx(900)
+    assert twenty["tokens_per_s"]["torch_1f1b_boundary"] == pytest.approx(1000)
+    assert twenty["tokens_per_s"]["torch_1f1b"] == pytest.approx(1000)
+    assert hundred["tokens_per_s"]["torch_1f1b_boundary"] == pytest.approx(750)
+
+
+def test_a_reference_that_links_make_very_slow_is_timed_over_fewer_steps_and_its_loss_is_not_compared() -> None:
+    work = workload(quick=False)
+    slow = next(setting for setting in SETTINGS if setting.name == "20")
+    assert work.window_of(System.TORCH, slow) == Window(1, 1)
+    assert work.window_of(System.TORCH_BOUNDARY, slow) == work.window_of(System.ORION, slow) == work.window
+    study = Study(work, [slow], 1)
+    study.run(Machine(), lambda *_: None)
+    row = study.table().as_json()["settings"][1]
+    assert (row["steps"], row["torch_steps"]) == ({"warm_up": 2, "timed": 4}, {"warm_up": 1, "timed": 1})
 
 
 def test_the_settings_are_those_that_are_reported() -> None:

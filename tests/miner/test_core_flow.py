@@ -133,6 +133,29 @@ def test_an_inner_step_comes_as_soon_as_a_batch_is_full() -> None:
     assert driver.core.heartbeat(0, 0).inner_step == 1
 
 
+def test_the_first_stage_begins_nothing_whose_gradient_would_come_too_stale() -> None:
+    driver = Driver(0, flow={"staleness_max": 0})
+    driver.start()
+    begun = of_kind(driver.lease(1, 2, 3, 4), Compute)
+    assert begun == [Compute(Forward(ONE, DataId(101)))]
+    peers = {}
+    for number in (1, 2):
+        effects = forward(driver, number, after_s=1.0)
+        peers[number] = sent(effects).peer
+        driver.handle(SendEnded(MicrobatchId(number), Direction.ACTIVATION, peers[number], SendOutcome.ACCEPTED, 0.01))
+        begun += of_kind(effects, Compute)
+    assert begun == [Compute(Forward(ONE, DataId(101))), Compute(Forward(TWO, DataId(102)))], "a batch is begun"
+
+    for number in (1, 2):
+        assert of_kind(gradient_arrives(driver, number, peers[number]), Compute) == [
+            Compute(Backward(MicrobatchId(number)))
+        ]
+        begun = of_kind(driver.handle(ComputeEnded(BackwardDone(MicrobatchId(number), None))), Compute)
+    assert begun == [Compute(InnerStep(0, 1.0))]
+    begun = of_kind(driver.handle(ComputeEnded(InnerStepDone(2, None))), Compute)
+    assert begun[0] == Compute(Forward(MicrobatchId(3), DataId(103)))
+
+
 def test_while_it_is_open_whether_a_batch_is_full_nothing_is_decided() -> None:
     driver = Driver(2)
     driver.start()

@@ -1,7 +1,8 @@
 """Emulated links between processes on one machine: a network namespace for each peer, its upload limited by the kernel
-(`tbf`), and a switch in user space that adds what the kernel here may lack: delay, jitter, stalls, download limits,
-cuts. Whatever talks TCP goes through it unchanged, so every system that is compared meets the same network.
+(`tbf`). Where that is all, a bridge of the kernel's joins them; else a switch in user space adds what the kernel here
+may lack: delay, jitter, stalls, download limits. Either can cut a link, also one way only. Whatever talks TCP goes
+through unchanged, so every system that is compared meets the same network.
 
-`profile` says what a link is like, `shaping` decides when a frame arrives (pure), `switch` is the process that moves
-frames, `network` is what benchmarks and tests use.
+`profile` says what a link is like, `namespaces` makes the peers' ends, `bridge` and `switch` join them, `shaping`
+decides when a frame arrives (pure), `host` is the process that owns it all, `network` is what benchmarks and tests use.
 """

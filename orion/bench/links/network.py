@@ -1,7 +1,8 @@
 """`EmulatedNetwork`: peers on one machine behind links like those of the open internet, for benchmarks and fault tests.
 
-Owns the switch's process and the names of its namespaces. Whoever uses it starts processes with `command` and ends them
-itself. Needs root, `ip`, `tc` and /dev/net/tun; says so where they are missing.
+Owns the process that is the network, and the names of its namespaces. Whoever uses it starts processes with `command`
+and ends them itself. Links with an upload limit alone are the kernel's, a switch in user space is there only where a
+profile asks for more. Needs root, `ip` and `tc`, and for the switch /dev/net/tun; says so where they are missing.
 """
 
 import json
@@ -16,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from orion.bench.links.namespaces import Plan, address, remove_namespaces
 from orion.bench.links.profile import LinkProfile, Way
-from orion.bench.links.switch import Plan, address, remove_namespaces
 from orion.common.errors import OrionError
 
 PEERS_MAX = 200
 LIFETIME_S = 4 * 3600.0
 """After which a network ends by itself, whatever its owner does."""
 _NAMESPACES = Path("/run/netns")
-_NAME = re.compile(r"orion-(?P<pid>\d+)-(?P<number>\d+)-\d+")
+_NAME = re.compile(r"orion-(?P<pid>\d+)-(?P<number>\d+)-(\d+|hub)")
 _ANSWER_S = 30.0
 _STOP_S = 10.0
 
@@ -41,7 +42,8 @@ class NetworkFigures:
     """Frames, of up to 64 KB each."""
     num_dropped: int
     cpu_s: float
-    """Processor time of the switch."""
+    """Processor time of the process that is the network, once it was made. The kernel's own part is in nobody's time:
+    frames cross while it serves interrupts."""
 
 
 class EmulatedNetwork:
@@ -62,10 +64,10 @@ class EmulatedNetwork:
 
     def __enter__(self) -> Self:
         """Makes the network. Raises LinkError."""
-        _require_tools()
+        _require_tools(needs_switch=self._plan.needs_switch)
         remove_namespaces(_left_behind())
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "orion.bench.links.switch", self._plan.as_json()],
+            [sys.executable, "-m", "orion.bench.links.host", self._plan.as_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -138,7 +140,8 @@ class EmulatedNetwork:
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
-        remove_namespaces([name for name in self.namespaces if (_NAMESPACES / name).exists()])
+        mine = (*self.namespaces, self._plan.hub)
+        remove_namespaces([name for name in mine if (_NAMESPACES / name).exists()])
         for line in (self._received + output).splitlines():
             figures = json.loads(line)
             if "cpu_s" in figures:
@@ -151,14 +154,14 @@ class EmulatedNetwork:
         return self._process
 
 
-def _require_tools() -> None:
+def _require_tools(*, needs_switch: bool) -> None:
     missing = [tool for tool in ("ip", "tc", "nsenter") if not _finds(tool)]
     if missing:
         raise LinkError(f"emulated links need {', '.join(missing)}: install iproute2 and util-linux")
     if os.geteuid() != 0:
-        raise LinkError("emulated links need root, for network namespaces and TAP devices; measure unshaped without")
-    if not Path("/dev/net/tun").exists():
-        raise LinkError("emulated links need /dev/net/tun; in a container pass it with --device /dev/net/tun")
+        raise LinkError("emulated links need root, for network namespaces; measure unshaped without")
+    if needs_switch and not Path("/dev/net/tun").exists():
+        raise LinkError("emulated delays need /dev/net/tun; in a container pass it with --device /dev/net/tun")
 
 
 def _finds(tool: str) -> bool:

@@ -40,6 +40,11 @@ class LinkProfile:
             if not 0 <= time_ms <= 60_000:
                 raise ValueError(f"{time_ms} ms is not between 0 and a minute: {self}")
 
+    @property
+    def needs_switch(self) -> bool:
+        """Whether it has what only the switch in user space can do: the kernel limits and cuts uploads by itself."""
+        return bool(self.download_mbit or self.delay_ms or self.jitter_ms or self.stall_every_s)
+
     def as_json(self) -> dict[str, Any]:
         """The arguments that make it again."""
         return asdict(self)

@@ -1,6 +1,7 @@
 """Runs one system under one setting, once: starts its processes behind their links, waits, reads times, stops them."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 from orion.bench.links.network import EmulatedNetwork
 from orion.bench.pipeline.orion_roles import LossAnswer, MinerTask, OrchestratorTask, miner_uri
-from orion.bench.pipeline.plan import Setting, System, Workload
+from orion.bench.pipeline.plan import Setting, System, Window, Workload
 from orion.bench.pipeline.training import TrainerResult, TrainerTask
 from orion.bench.pipeline.window import Measurement, last_step_loss, tokens_per_s
-from orion.bench.workers import BenchError, Worker, Workers
+from orion.bench.workers import BenchError, Worker, Workers, machine_idle_s
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.train.data import prepare
@@ -71,7 +72,7 @@ class PipelineBench:
             (site.folder / "spec.json").write_text(json.dumps(self.spec.model_dump(mode="json")))
             if system is System.ORION:
                 return self._orion(site)
-            return self._trainers(system, site)
+            return self._trainers(system, site, self._workload.window_of(system, setting))
 
     @contextmanager
     def _site(self, setting: Setting) -> Iterator[Site]:
@@ -90,7 +91,7 @@ class PipelineBench:
 
     # --- plain training and torch's pipeline
 
-    def _trainers(self, system: System, site: Site) -> Measurement:
+    def _trainers(self, system: System, site: Site, window: Window) -> Measurement:
         num_ranks = 1 if system is System.SINGLE else self.spec.num_stages
         module = "plain" if system is System.SINGLE else "torch_stage"
         for rank in range(num_ranks):
@@ -98,8 +99,8 @@ class PipelineBench:
             task = TrainerTask(
                 spec_path=site.folder / "spec.json",
                 data_folder=self._data_folder,
-                num_warm_up=self._workload.window.num_warm_up,
-                num_measured=self._workload.window.num_measured,
+                num_warm_up=window.num_warm_up,
+                num_measured=window.num_measured,
                 num_threads=2 if system is System.SINGLE else 1,
                 with_boundary=system is System.TORCH_BOUNDARY,
                 rank=rank,
@@ -115,9 +116,18 @@ class PipelineBench:
             )
         site.workers.wait_for_all(LIMIT_S)
         results = [TrainerResult.model_validate_json(worker.output_lines()[-1]) for worker in site.workers.started]
-        window = self._workload.window
-        cpu_s = sum(result.cpu_s[window.num_steps - 1] - result.cpu_s[window.num_warm_up - 1] for result in results)
-        return self._measurement([result.step_ends_s for result in results], cpu_s, results[-1].losses)
+        first, last = window.num_warm_up - 1, window.num_steps - 1
+        cpu_s = sum(result.cpu_s[last] - result.cpu_s[first] for result in results)
+        slowest = max(results, key=lambda result: result.step_ends_s[last])
+        idle_s = slowest.idle_s[last] - slowest.idle_s[first]
+        timed_s = slowest.step_ends_s[last] - slowest.step_ends_s[first]
+        is_usual = window == self._workload.window
+        return Measurement(
+            tokens_per_s([result.step_ends_s for result in results], window, self._workload.tokens_per_step),
+            self._per_1000_tokens(cpu_s, window),
+            idle_share=_idle_share(idle_s, timed_s),
+            loss=last_step_loss(results[-1].losses, window, self.spec.microbatches_per_step) if is_usual else None,
+        )
 
     # --- Orion
 
@@ -132,22 +142,29 @@ class PipelineBench:
         )
         url = f"http://{last.address}:{last.port}"
         miners = [self._start_miner(site, stage_index, url) for stage_index in stages]
-        num_warm_up, num_steps = self._workload.window.num_warm_up, self._workload.window.num_steps
+        window = self._workload.window
 
         def all_have_stepped(steps: int) -> bool:
             return all(len(_inner_steps(miner)) >= steps for miner in miners)
 
-        site.workers.wait_until("warming up", lambda: all_have_stepped(num_warm_up), LIMIT_S)
-        cpu_before_s = site.workers.cpu_s()
-        site.workers.wait_until("training", lambda: all_have_stepped(num_steps), LIMIT_S)
-        cpu_s = site.workers.cpu_s() - cpu_before_s
-        orchestrator.tell(str(num_steps * self.spec.microbatches_per_step))
+        site.workers.wait_until("warming up", lambda: all_have_stepped(window.num_warm_up), LIMIT_S)
+        began_s, idle_before_s, cpu_before_s = self._clock.monotonic_s(), machine_idle_s(), site.workers.cpu_s()
+        site.workers.wait_until("training", lambda: all_have_stepped(window.num_steps), LIMIT_S)
+        timed_s = self._clock.monotonic_s() - began_s
+        idle_s, cpu_s = machine_idle_s() - idle_before_s, site.workers.cpu_s() - cpu_before_s
+        orchestrator.tell(str(window.num_steps * self.spec.microbatches_per_step))
         site.workers.wait_until("telling the losses", lambda: _answer(orchestrator) is not None, LOSSES_S)
         answer = _answer(orchestrator)
         assert answer is not None
         if answer.num_cancelled:
             raise BenchError(f"{answer.num_cancelled} trips were cancelled; what was measured is no steady state")
-        return self._measurement([_inner_steps(miner) for miner in miners], cpu_s, answer.losses)
+        return Measurement(
+            tokens_per_s([_inner_steps(miner) for miner in miners], window, self._workload.tokens_per_step),
+            self._per_1000_tokens(cpu_s, window),
+            idle_share=_idle_share(idle_s, timed_s),
+            loss=last_step_loss(answer.losses, window, self.spec.microbatches_per_step),
+            staleness=answer.staleness,
+        )
 
     def _start_miner(self, site: Site, stage_index: int, orchestrator_url: str) -> Worker:
         place = site.places[stage_index]
@@ -178,15 +195,13 @@ class PipelineBench:
             name, f"orion.bench.pipeline.{module}", argument, wrap=place.wrap, environment=self._environment | more
         )
 
-    def _measurement(
-        self, step_ends_s: Sequence[Sequence[float]], cpu_s: float, losses: Sequence[float]
-    ) -> Measurement:
-        window, tokens_per_step = self._workload.window, self._workload.tokens_per_step
-        return Measurement(
-            tokens_per_s(step_ends_s, window, tokens_per_step),
-            1000 * cpu_s / (window.num_measured * tokens_per_step),
-            last_step_loss(losses, window, self.spec.microbatches_per_step),
-        )
+    def _per_1000_tokens(self, cpu_s: float, window: Window) -> float:
+        return 1000 * cpu_s / (window.num_measured * self._workload.tokens_per_step)
+
+
+def _idle_share(idle_s: float, timed_s: float) -> float:
+    """Of all processors; clock ticks are coarse, so that a machine without a pause may seem to have idled a little."""
+    return min(1.0, max(0.0, idle_s / (timed_s * (os.cpu_count() or 1))))
 
 
 def _behind(network: EmulatedNetwork, peer: int) -> Wrap:

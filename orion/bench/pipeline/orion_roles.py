@@ -9,6 +9,8 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +73,9 @@ class LossAnswer(BaseModel):
     """Of the first microbatches, in the order of their ids."""
     num_cancelled: int
     """Trips so far that came to nothing."""
+    staleness: float | None
+    """Inner steps between a microbatch's forward and its backward, in the mean of all stages but the last, which makes
+    both at once; None: nobody has told any yet."""
 
 
 async def _orchestrate(task: OrchestratorTask) -> None:
@@ -105,8 +110,18 @@ async def _losses(http: HttpClient, url: str, wanted: int) -> LossAnswer:
             status = await OrchestratorClient.status(http, url)
             points.sort(key=lambda point: point.microbatch_id)
             losses = tuple(point.loss for point in points[:wanted])
-            return LossAnswer(losses=losses, num_cancelled=status.microbatches_cancelled)
+            return LossAnswer(
+                losses=losses,
+                num_cancelled=status.microbatches_cancelled,
+                staleness=_mean_staleness([stage.counts for stage in status.staleness]),
+            )
         await asyncio.sleep(_POLL_S)
+
+
+def _mean_staleness(counts_by_stage: Sequence[Sequence[int]]) -> float | None:
+    counts = [sum(at_once) for at_once in zip_longest(*counts_by_stage, fillvalue=0)]
+    num_passes = sum(counts)
+    return sum(steps * count for steps, count in enumerate(counts)) / num_passes if num_passes else None
 
 
 async def _mine(task: MinerTask) -> None:

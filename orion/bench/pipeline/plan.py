@@ -27,6 +27,18 @@ class System(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Which inner steps are timed: from the end of the last warm-up step to the end of the last measured one."""
+
+    num_warm_up: int
+    num_measured: int
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_warm_up + self.num_measured
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """The network between the stages."""
 
@@ -34,6 +46,8 @@ class Setting:
     upload_mbit: float | None = None
     """Each peer's; None = unlimited."""
     rtt_ms: float = 0.0
+    torch_window: Window | None = None
+    """What is timed of torch without a boundary, where the usual window would take it minutes; None: that one."""
 
     @property
     def profile(self) -> LinkProfile | None:
@@ -54,25 +68,13 @@ UNSHAPED = Setting("unshaped")
 SETTINGS = (
     UNSHAPED,
     Setting("856", 856.0),
-    Setting("100", 100.0),
-    Setting("20", 20.0),
+    Setting("100", 100.0, torch_window=Window(1, 2)),
+    Setting("20", 20.0, torch_window=Window(1, 1)),
     Setting("856_rtt60", 856.0, 60.0),
     Setting("20_rtt60", 20.0, 60.0),
 )
 MORE_SETTINGS = (Setting("856_rtt20", 856.0, 20.0), Setting("20_rtt20", 20.0, 20.0))
 """Measured when they are asked for by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Which inner steps are timed: from the end of the last warm-up step to the end of the last measured one."""
-
-    num_warm_up: int
-    num_measured: int
-
-    @property
-    def num_steps(self) -> int:
-        return self.num_warm_up + self.num_measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,12 @@ class Workload:
     """Orion's; the others take model, data and inner optimizer from it."""
     window: Window
 
+    def window_of(self, system: System, setting: Setting) -> Window:
+        """What is timed of that system there."""
+        if system is System.TORCH and setting.torch_window is not None:
+            return setting.torch_window
+        return self.window
+
     @property
     def tokens_per_step(self) -> int:
         return self.spec.microbatches_per_step * self.spec.tokens_per_microbatch
@@ -92,9 +100,10 @@ class Workload:
         return self.spec.model if with_boundary else self.spec.model.with_boundary("none")
 
 
-def workload(*, quick: bool) -> Workload:
+def workload(*, quick: bool, staleness_max: int | None = None) -> Workload:
     """About 8 M parameters and 8,192 tokens a step; quick: a toy that is through in seconds and says nothing of
-    speed."""
+    speed. `staleness_max`: of Orion's gradients, in inner steps (0: it begins no microbatch before the step for the
+    last batch); None: what runs usually allow."""
     window = Window(1, 2) if quick else Window(2, 4)
     num_stages = NUM_STAGES_QUICK if quick else NUM_STAGES
     model = {
@@ -124,7 +133,7 @@ def workload(*, quick: bool) -> Workload:
             "sequence_length": 32 if quick else 128,
             "sequences_per_microbatch": 4 if quick else 8,
         },
-        "flow": {"in_flight_max": 8},
+        "flow": {"in_flight_max": 8} if staleness_max is None else {"in_flight_max": 8, "staleness_max": staleness_max},
         "time_limits": {"train_s": 3600.0},
     }
     return Workload(RunSpec.parse(tree, "pipeline benchmark"), window)

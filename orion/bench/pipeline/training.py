@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from orion.bench.pipeline.plan import Window
+from orion.bench.workers import machine_idle_s
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.model.config import ModelConfig
@@ -61,6 +62,8 @@ class TrainerResult(BaseModel):
     """Seconds since the epoch, at which each inner step had been taken."""
     cpu_s: tuple[float, ...]
     """Processor time that the process had used by then."""
+    idle_s: tuple[float, ...]
+    """Time that the machine's processors had idled by then."""
     losses: tuple[float, ...]
     """Of each microbatch in order, where losses are computed."""
 
@@ -76,16 +79,23 @@ class Stopwatch:
         self._clock = clock
         self._step_ends_s: list[float] = []
         self._cpu_s: list[float] = []
+        self._idle_s: list[float] = []
 
     def step_ended(self) -> None:
         """Now."""
         self._step_ends_s.append(self._clock.now_s())
         times = os.times()
         self._cpu_s.append(times.user + times.system)
+        self._idle_s.append(machine_idle_s())
 
     def result(self, losses: Sequence[float]) -> TrainerResult:
         """What was noted, and the losses."""
-        return TrainerResult(step_ends_s=tuple(self._step_ends_s), cpu_s=tuple(self._cpu_s), losses=tuple(losses))
+        return TrainerResult(
+            step_ends_s=tuple(self._step_ends_s),
+            cpu_s=tuple(self._cpu_s),
+            idle_s=tuple(self._idle_s),
+            losses=tuple(losses),
+        )
 
 
 class StepTokens:

@@ -13,8 +13,13 @@ class Measurement:
     tokens_per_s: float
     cpu_s: float
     """Processor time of all processes for 1,000 tokens: what the machine's other load changes least."""
-    loss: float
-    """Mean training loss over the tokens of the last measured step, in nats per token."""
+    idle_share: float
+    """Of the machine's processors, while it was timed; whatever else ran then was not idle."""
+    loss: float | None
+    """Mean training loss over the tokens of the last step, in nats per token; None where fewer steps than usual were
+    taken, after which no other system's loss compares."""
+    staleness: float | None = None
+    """Inner steps between a microbatch's forward and its backward, in the mean of all stages; None: 0 by design."""
 
 
 def tokens_per_s(step_ends_s: Sequence[Sequence[float]], window: Window, tokens_per_step: int) -> float:
