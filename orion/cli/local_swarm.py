@@ -118,8 +118,9 @@ class LocalSwarm:
         device: str,
         clock: Clock,
         environment: dict[str, str],
+        source: Path | None = None,
     ) -> None:
-        """`port` is the orchestrator's, 0 = any free one."""
+        """`port` is the orchestrator's, 0 = any free one; `source` the checkpoint that the run goes on from."""
         self.spec = spec
         self.keys = keys
         chain_port, any_port, *miner_ports = free_ports(2 + len(keys.miners))
@@ -130,6 +131,7 @@ class LocalSwarm:
         self._paths = paths
         self._device = device
         self._environment = environment
+        self._source = source
         self._processes = ProcessGroup(paths.logs, clock)
         self._clock = clock
         self._restarts = 0
@@ -226,6 +228,7 @@ class LocalSwarm:
                 "--data",
                 str(paths.data),
                 *self._subnet_arguments(),
+                *(() if self._source is None else ("--from", str(self._source))),
             ],
         )
 

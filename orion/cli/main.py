@@ -53,6 +53,13 @@ DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto = cuda where there is one.")]
 Threads = Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)]
 
+GoOnFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="Go on from a checkpoint: the folder `checkpoint` of a run, or an orchestrator's state folder."
+    ),
+]
+DEFAULT_RUN = Path("runs/local.toml")
 DEFAULT_FOLDER = Path(".orion")
 DEFAULT_WALLETS = Path("~/.bittensor/wallets")
 
@@ -68,7 +75,10 @@ def main() -> None:
 
 @app.command()
 def up(
-    run_file: Annotated[Path, typer.Argument(help="The run, a TOML file.")] = Path("runs/local.toml"),
+    run_file: Annotated[
+        Path | None, typer.Argument(help="The run, a TOML file; runs/local.toml, or with --from the run that left it.")
+    ] = None,
+    source: GoOnFrom = None,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages.", min=1)] = None,
     replicas: Annotated[int | None, typer.Option(help="Miners per stage.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Outer steps.", min=1)] = None,
@@ -92,19 +102,23 @@ def up(
     from orion.cli.up import UpOptions
     from orion.cli.up import up as run_swarm
 
+    if run_file is None and source is None:
+        run_file = DEFAULT_RUN
     wanted = {
         "num_stages": stages,
         "replicas": replicas,
         "outer_steps": steps,
         "time_limits.run_s": None if minutes is None else minutes * 60,
         "model": None if model is None else {"preset": model},
-        "data.tokenizer": None if model is None else tokenizer_for(run_file, model),
+        "data.tokenizer": None if model is None or run_file is None else tokenizer_for(run_file, model),
     }
     overrides = {key: value for key, value in wanted.items() if value is not None}
     console = Console(stderr=as_json)
     # The SDK keeps every chain's metadata in the home folder; those of chains that live for one run don't belong there.
     os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(folder.absolute() / "chain-metadata"))
-    options = UpOptions(run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep)
+    options = UpOptions(
+        run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep, source=source
+    )
 
     def report(outcome: SwarmOutcome, found: list[str]) -> None:
         print_summary(console, outcome, found)
@@ -148,7 +162,7 @@ def status(
     if as_json:
         print(run_status.model_dump_json())
         return
-    progress = ProgressTracker(run_microbatches(spec)).update(run_status)
+    progress = ProgressTracker(run_microbatches(spec), spec.first_outer_step).update(run_status)
     Console().print(picture(run_status, progress, {}))
 
 
@@ -224,14 +238,18 @@ def generate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint.")],
+    checkpoint: Annotated[Path, typer.Option(help="An Orion checkpoint, or the state folder of an orchestrator.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
+    outer_step: Annotated[int | None, typer.Option(help="Of a run's checkpoints, this one.", min=0)] = None,
+    resumable: Annotated[
+        bool, typer.Option("--resumable", help="Orion's layout, with all that a run needs to go on from it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Writes a checkpoint for others: Hugging Face's layout where the model allows it, else Orion's documented one."""
     from orion.cli.text_commands import export_checkpoint
 
-    layout = export_checkpoint(checkpoint, out)
+    layout = export_checkpoint(checkpoint, out, resumable=resumable, outer_step=outer_step)
     print(json.dumps({"folder": str(out), "layout": layout}) if as_json else f"{out}: {layout} layout")
 
 
@@ -297,6 +315,7 @@ def orchestrator(
     state: Annotated[Path, typer.Option(help="Folder of the journal and the object store.")] = DEFAULT_FOLDER
     / "orchestrator",
     data: DataFolder = DEFAULT_FOLDER / "data",
+    source: GoOnFrom = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535, envvar="ORION_PORT")] = 8700,
     wallet_path: WalletPath = DEFAULT_WALLETS,
@@ -315,7 +334,7 @@ def orchestrator(
     config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port)
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
     subnet = Subnet(network, netuid, tuple(fallback or ()))
-    _run(run_orchestrator(run_file, config, keypair, subnet), stop_with_stdin=stop_with_stdin)
+    _run(run_orchestrator(run_file, config, keypair, subnet, source), stop_with_stdin=stop_with_stdin)
 
 
 @app.command()

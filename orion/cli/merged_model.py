@@ -1,5 +1,6 @@
 """The model that a run has trained, put together from its stages' newest anchors, and what it can do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,18 +8,24 @@ import torch
 
 from orion.cli.single_process import mean_loss, untrained_model
 from orion.common.config import RunSpec
+from orion.common.errors import DataError
 from orion.common.ids import Hotkey
 from orion.common.model.checkpoint import TOKENIZER, save_checkpoint
 from orion.common.model.generate import generate
 from orion.common.model.params import load_flat_params
 from orion.common.model.stage import Stage, Transformer
 from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.checkpoint_folder import CheckpointFiles, check_file
 from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
-from orion.common.protocol.messages import CheckpointRef
+from orion.common.protocol.codec import checkpoint_spec, decode, encode
+from orion.common.protocol.messages import RunCheckpoint
+from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair
+from orion.common.train.anchor import checkpoint_tensors, state_from_checkpoint
 from orion.common.train.data import TokenDataset
+from orion.common.train.outer import OuterState
 
 HELDOUT_MICROBATCHES_MAX = 40
 SAMPLE_TOKENS = 60
@@ -26,23 +33,59 @@ SAMPLE_PROMPT = "In the beginning"
 SAMPLE_TEMPERATURE = 0.7
 
 
-async def fetch_merged_model(spec: RunSpec, keypair: Keypair, base_url: str, orchestrator: Hotkey) -> Transformer:
-    """The model at the newest checkpoint of every stage. Raises RefusedError and TransportError."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run has come to: the outer state of every stage."""
+
+    states: tuple[OuterState, ...]
+    checkpoint: RunCheckpoint | None
+    """All of them at one outer step, with which a run can go on; None while there has been no such checkpoint."""
+
+    def bodies(self) -> list[bytes]:
+        """The stages' objects."""
+        return [encode(checkpoint_tensors(state)).tobytes() for state in self.states]
+
+
+async def fetch_trained(spec: RunSpec, keypair: Keypair, base_url: str, orchestrator: Hotkey) -> Trained:
+    """The newest checkpoint of the whole model; before the first one, every stage's newest. Raises RefusedError and
+    TransportError."""
     async with RpcClient(keypair, spec.digest) as rpc:
         client = OrchestratorClient(rpc, base_url, orchestrator)
         status = await client.status(rpc.http, base_url)
         loader = AnchorLoader(client, ObjectClient(client), spec)
-        model = untrained_model(spec)
-        params = dict(model.named_parameters())
-        for stage_state in status.stages:
-            checkpoint: CheckpointRef | None = stage_state.checkpoint
-            outer_step = 0 if checkpoint is None else checkpoint.outer_step
-            state = await loader.load(stage_state.stage_index, outer_step, checkpoint)
-            stage = Stage(spec.model, spec.layouts[stage_state.stage_index])
-            load_flat_params(stage, state.anchor_N)
-            with torch.no_grad():
-                for name, value in stage.named_parameters():
-                    params[name].copy_(value)
+        whole = status.checkpoint
+        newest = [stage.checkpoint for stage in status.stages] if whole is None else list(whole.stages)
+        states = [
+            await loader.load(index, spec.first_outer_step if ref is None else ref.outer_step, ref)
+            for index, ref in enumerate(newest)
+        ]
+    return Trained(tuple(states), whole)
+
+
+def stored_states(found: CheckpointFiles) -> tuple[OuterState, ...]:
+    """The outer states in a checkpoint's files. Raises DataError when they are damaged."""
+    states = []
+    for path, ref in zip(found.paths, found.checkpoint.stages, strict=True):
+        check_file(path, ref)
+        body = bytearray(path.read_bytes())
+        try:
+            tensors = decode(body, checkpoint_spec(found.spec.stage_sizes[ref.stage_index]), len(body))
+        except RefusedError as error:
+            raise DataError(f"{path} is not a stage of {found.spec.model.name}: {error}") from error
+        states.append(state_from_checkpoint(tensors, ref.outer_step))
+    return tuple(states)
+
+
+def merged_model(spec: RunSpec, states: Sequence[OuterState]) -> Transformer:
+    """The whole model at these anchors."""
+    model = untrained_model(spec)
+    params = dict(model.named_parameters())
+    for layout, state in zip(spec.layouts, states, strict=True):
+        stage = Stage(spec.model, layout)
+        load_flat_params(stage, state.anchor_N)
+        with torch.no_grad():
+            for name, value in stage.named_parameters():
+                params[name].copy_(value)
     return model
 
 

@@ -23,6 +23,8 @@ class SwarmOutcome(BaseModel):
     heldout_loss_untrained: float
     heldout_loss_single_process: float | None
     outer_steps: int
+    first_outer_step: int = 0
+    """0, or where the checkpoint stood that the run went on from."""
     anchors_equal: bool
     microbatches_started: int
     microbatches_applied: int
@@ -71,7 +73,7 @@ def problems(outcome: SwarmOutcome, status: RunStatus) -> list[str]:
         found.append("replicas of a stage ended an outer step with different anchors")
     if outcome.loss_first is None or outcome.loss_last is None:
         found.append("no microbatch was applied")
-    elif outcome.loss_last >= outcome.loss_first:
+    elif outcome.loss_last >= outcome.loss_first and outcome.first_outer_step == 0:
         found.append(f"the loss did not fall ({outcome.loss_first:.3f} to {outcome.loss_last:.3f})")
     if outcome.heldout_loss >= outcome.heldout_loss_untrained:
         found.append(

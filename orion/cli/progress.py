@@ -14,7 +14,7 @@ LOSS_WINDOW = 32
 
 def run_microbatches(spec: RunSpec) -> int:
     """Microbatches of the whole run when every stage keeps all its replicas."""
-    return spec.outer_steps * spec.inner_steps * spec.microbatches_per_step * spec.replicas
+    return (spec.outer_steps - spec.first_outer_step) * spec.inner_steps * spec.microbatches_per_step * spec.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class ProgressTracker:
     """Turns statuses into progress. `microbatches_total` is what the whole run will apply if nobody dies."""
 
     microbatches_total: int
+    first_outer_step: int = 0
     _history: deque[tuple[float, int]] = field(default_factory=deque)
 
     def update(self, status: RunStatus) -> Progress:
@@ -44,7 +45,7 @@ class ProgressTracker:
         if status.started_s is not None and len(self._history) == 1:
             since_s, since_tokens = status.started_s, 0  # the first look: the mean over the run so far
         elapsed_s = status.now_s - since_s
-        by_steps = status.outer_step / status.outer_steps
+        by_steps = (status.outer_step - self.first_outer_step) / (status.outer_steps - self.first_outer_step)
         by_work = status.microbatches_applied / self.microbatches_total
         fraction = 1.0 if status.finished else min(1.0, max(by_steps, by_work))
         losses = [point.loss for point in status.recent_losses[-LOSS_WINDOW:]]

@@ -17,16 +17,18 @@ from orion.cli.live_view import SwarmView, with_names
 from orion.cli.local_subnet import after_next_epoch, weights_by_hotkey
 from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_keys
 from orion.cli.loss_plot import save_loss_plot
-from orion.cli.merged_model import evaluate, fetch_merged_model, heldout_loss, save_merged_model
+from orion.cli.merged_model import evaluate, fetch_trained, heldout_loss, merged_model, save_merged_model
 from orion.cli.outcome import SwarmOutcome, loss_ends, problems
 from orion.cli.progress import ProgressTracker, run_microbatches
 from orion.cli.resolve import resolve
+from orion.cli.resume_source import find_checkpoint
 from orion.cli.single_process import train_single_process
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, TransportError
 from orion.common.ids import Hotkey
 from orion.common.ledger.scoring import scores
+from orion.common.net.checkpoint_folder import CheckpointFiles, write_checkpoint
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
@@ -36,6 +38,7 @@ from orion.common.protocol.records import (
     RunStatus,
 )
 from orion.common.protocol.signing import hotkey_of
+from orion.common.protocol.start import continued
 from orion.common.train.data import TokenDataset, prepare
 
 POLL_S = 0.5
@@ -53,13 +56,16 @@ Report = Callable[[SwarmOutcome, list[str]], None]
 class UpOptions:
     """What the command line says."""
 
-    run_file: Path
+    run_file: Path | None
+    """None: the run that left the checkpoint."""
     overrides: dict[str, Any]
     folder: Path
     port: int
     device: str
     compare: bool
     keep: bool
+    source: Path | None = None
+    """The checkpoint to go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +87,33 @@ async def up(options: UpOptions, console: Console, clock: Clock, environment: di
     """Runs the swarm to its end and reports it; returns whether it is good. With `keep` it goes on serving after the
     report, until it is cancelled.
 
-    Raises ConfigError before anything is started, SwarmStartError when a process does not come up.
+    Raises ConfigError and DataError before anything is started, SwarmStartError when a process does not come up.
     """
     if options.compare and options.keep:
         raise ConfigError("--compare needs the machine for itself, and --keep goes on serving: choose one of them")
-    spec = RunSpec.load(options.run_file, options.overrides)
+    if options.compare and options.source is not None:
+        raise ConfigError("--compare trains from the very beginning, and --from does not: choose one of them")
+    found = None if options.source is None else await asyncio.to_thread(find_checkpoint, options.source)
+    spec = _wanted(options, found)
     paths = _paths(options, spec, clock)
     paths.make()
     console.print("preparing the data …", highlight=False)
     index = await asyncio.to_thread(prepare, spec.data, paths.data)
     spec = resolve(spec, index)
+    if found is not None:
+        spec = continued(spec, found.spec, found.checkpoint)
+        console.print(f"going on from outer step {found.checkpoint.outer_step}", highlight=False)
     await asyncio.to_thread(paths.run_file.write_text, json.dumps(spec.model_dump(mode="json"), indent=1))
     keys = await asyncio.to_thread(make_keys, paths.wallets, spec.num_stages * spec.replicas)
     swarm = LocalSwarm(
-        spec, paths, keys, port=options.port, device=options.device, clock=clock, environment=environment
+        spec,
+        paths,
+        keys,
+        port=options.port,
+        device=options.device,
+        clock=clock,
+        environment=environment,
+        source=options.source,
     )
     try:
         console.print(f"starting {len(keys.miners) + 3} processes; logs in {paths.logs}", highlight=False)
@@ -112,6 +131,15 @@ async def up(options: UpOptions, console: Console, clock: Clock, environment: di
             _compared, outcome, finished, spec=spec, dataset=dataset, console=console, clock=clock
         )
     return _report(spec, finished, outcome, report)
+
+
+def _wanted(options: UpOptions, found: CheckpointFiles | None) -> RunSpec:
+    """The run that is asked for, its data not pinned yet."""
+    if options.run_file is not None:
+        return RunSpec.load(options.run_file, options.overrides)
+    if found is None:
+        raise ConfigError("name a run file, or a checkpoint to go on from")
+    return found.spec.with_values({**options.overrides, "start": None})
 
 
 def _report(spec: RunSpec, finished: FinishedRun, outcome: SwarmOutcome, report: Report) -> bool:
@@ -142,7 +170,7 @@ def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:
 
 async def _watch(swarm: LocalSwarm, spec: RunSpec, console: Console, clock: Clock) -> tuple[FinishedRun, float]:
     """Shows the run until it has ended; returns what it ended with, and its seconds from the first lease on."""
-    tracker = ProgressTracker(run_microbatches(spec))
+    tracker = ProgressTracker(run_microbatches(spec), spec.first_outer_step)
     reached_s = clock.monotonic_s()
     async with HttpClient() as http:
         with SwarmView(console, swarm.keys.names()) as view:
@@ -194,11 +222,14 @@ async def _conclude(
     swarm: LocalSwarm, spec: RunSpec, paths: SwarmPaths, finished: FinishedRun, seconds: float
 ) -> tuple[SwarmOutcome, TokenDataset]:
     """Fetches the merged model, measures it, and puts everything together."""
-    model = await fetch_merged_model(spec, swarm.keys.owner, swarm.url, hotkey_of(swarm.keys.orchestrator))
+    trained = await fetch_trained(spec, swarm.keys.owner, swarm.url, hotkey_of(swarm.keys.orchestrator))
+    model = await asyncio.to_thread(merged_model, spec, trained.states)
     dataset = await asyncio.to_thread(TokenDataset.open, paths.data, spec.data_digest)
     evaluation = await asyncio.to_thread(evaluate, spec, model, dataset)
     checkpoint = paths.run / "checkpoint"
     await asyncio.to_thread(save_merged_model, checkpoint, spec, model, dataset)
+    if trained.checkpoint is not None:
+        await asyncio.to_thread(write_checkpoint, checkpoint, spec, trained.checkpoint, trained.bodies())
     status, names = finished.status, swarm.keys.names()
     ends = loss_ends([point.loss for point in finished.losses])
 
@@ -216,6 +247,7 @@ async def _conclude(
         heldout_loss_untrained=evaluation.heldout_loss_untrained,
         heldout_loss_single_process=None,
         outer_steps=status.outer_step,
+        first_outer_step=spec.first_outer_step,
         anchors_equal=status.anchors_equal,
         microbatches_started=status.microbatches_started,
         microbatches_applied=status.microbatches_applied,

@@ -111,6 +111,29 @@ class Tolerance:
     norm_ratio_min: float
 
 
+class StageStart(Section):
+    """One stage of the checkpoint that a run goes on from."""
+
+    state_digest: Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of anchor, momentum and outer step (`orion.common.train.outer.state_digest`)."""
+    object_digest: Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the stored object."""
+    size_bytes: Annotated[int, Field(ge=1, le=2**53)]
+    """Of the stored object."""
+
+
+class RunStart(Section):
+    """Where a run begins that goes on from another one's checkpoint. Filled in by `--from`, not by hand."""
+
+    run_digest: Annotated[Digest, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the run that left it."""
+    outer_step: Annotated[int, Field(ge=1, le=2**31)]
+    """The first one of this run: at its start the checkpoint stands."""
+    next_data_id: Annotated[int, Field(ge=0, le=2**53)]
+    """Microbatches of data below it have been used."""
+    stages: Annotated[tuple[StageStart, ...], Field(min_length=1, max_length=512)]
+
+
 class RunSpec(Section):
     """One training run."""
 
@@ -146,6 +169,8 @@ class RunSpec(Section):
     """Outer steps between uploads of a stage's whole anchor; between them it follows from the manifests."""
     keep_outer_steps: Annotated[int, Field(ge=2, le=1024)] = 4
     """Outer steps whose objects stay in the store."""
+    start: RunStart | None = None
+    """The checkpoint that the run goes on from; None = it begins with parameters drawn from its seed."""
     time_limits: TimeLimits = TimeLimits()
     flow: FlowLimits = FlowLimits()
     validation: ValidationRules = ValidationRules()
@@ -166,6 +191,8 @@ class RunSpec(Section):
             raise ValueError("tie_embeddings needs num_stages = 1: the embedding and the head lie on different miners")
         if self.keep_outer_steps <= self.checkpoint_every:
             raise ValueError("keep_outer_steps must exceed checkpoint_every, or a newcomer could not rebuild an anchor")
+        if self.start is not None:
+            _check_start(self.start, self.outer_steps, self.num_stages)
         return self
 
     @classmethod
@@ -199,11 +226,23 @@ class RunSpec(Section):
         except ValidationError as error:
             raise ConfigError("; ".join(_line(where, item) for item in error.errors())) from None
 
+    def with_values(self, overrides: dict[str, Any]) -> "RunSpec":
+        """The run with other values for some top-level or dotted keys. Raises ConfigError."""
+        tree = self.model_dump(mode="json")
+        for dotted, value in overrides.items():
+            _set(tree, dotted.split("."), value)
+        return RunSpec.parse(tree, "the run")
+
     @cached_property
     def digest(self) -> Digest:
         """Changes with any value that the processes must agree on."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return Digest(blake3(canonical.encode()).hexdigest())
+
+    @property
+    def first_outer_step(self) -> int:
+        """The run's first: 0, or where the checkpoint stands that it goes on from."""
+        return 0 if self.start is None else self.start.outer_step
 
     @property
     def layouts(self) -> tuple[StageLayout, ...]:
@@ -230,6 +269,16 @@ class RunSpec(Section):
     @property
     def tokens_per_microbatch(self) -> int:
         return self.data.sequences_per_microbatch * self.data.sequence_length
+
+
+def _check_start(start: RunStart, outer_steps: int, num_stages: int) -> None:
+    if start.outer_step >= outer_steps:
+        raise ValueError(
+            f"the checkpoint stands at outer step {start.outer_step}, and outer_steps is {outer_steps}: nothing is "
+            "left to train; outer_steps counts from the very beginning, so name a larger number"
+        )
+    if len(start.stages) != num_stages:
+        raise ValueError(f"the checkpoint has {len(start.stages)} stages, the run {num_stages}")
 
 
 def _set(tree: dict[str, Any], path: list[str], value: object) -> None:

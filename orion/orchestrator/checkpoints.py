@@ -3,12 +3,13 @@
 Every `checkpoint_every` outer steps, and at the end of the run, one member of each stage uploads the anchor of the
 outer step under way, beside its training. Nobody waits for it but the end of the run.
 
-Invariants: a published checkpoint is durable and its state is the one that its stage's replicas agreed on; at most
-`_ATTEMPTS_MAX` members are asked for the same one.
+Invariants: a published checkpoint is durable and its state is the one that its stage's replicas agreed on; one of the
+whole model has all stages at the same outer step; at most `_ATTEMPTS_MAX` members are asked for the same one.
 """
 
 from orion.common.ids import Hotkey, MemberState
-from orion.common.protocol.messages import CheckpointRef
+from orion.common.protocol.entries import CheckpointKept
+from orion.common.protocol.messages import CheckpointRef, RunCheckpoint
 from orion.orchestrator.retention import forget_old
 from orion.orchestrator.stages import NEVER_S, CheckpointTask, Ended, Finishing, StageProgress
 from orion.orchestrator.state import RunState
@@ -50,6 +51,7 @@ def advance_checkpoint(state: RunState, stage: StageProgress) -> bool:
                 state_digest=upload.state_digest,
             )
             stage.checkpoints.append(checkpoint)
+            _note_if_whole(state, stage.outer_step)
             forget_old(state)
             state.changed()
             return True
@@ -70,6 +72,19 @@ def advance_checkpoint(state: RunState, stage: StageProgress) -> bool:
         state.memory.finish_reason = "all outer steps are done" if is_whole else "the time limit has passed"
     state.changed()
     return True
+
+
+def _note_if_whole(state: RunState, outer_step: int) -> None:
+    """Once every stage's anchor of an outer step is durable, the public ledger says so, and what they are."""
+    memory = state.memory
+    refs = [ref for stage in memory.stages for ref in stage.checkpoints if ref.outer_step == outer_step]
+    newest = memory.ledger.checkpoint
+    if len(refs) < memory.num_stages or (newest is not None and newest.outer_step >= outer_step):
+        return
+    checkpoint = RunCheckpoint(
+        outer_step=outer_step, next_data_id=memory.leases.first_data_ids[outer_step], stages=tuple(refs)
+    )
+    state.record(CheckpointKept(checkpoint=checkpoint))
 
 
 def ask_another(state: RunState, stage: StageProgress, task: CheckpointTask, reason: str) -> None:

@@ -15,6 +15,8 @@ class OrchestratorConfig(BaseModel):
     """Holds the journal and the object store; belongs to one orchestrator of one run."""
     data_folder: Path | None = None
     """The prepared data, for miners to fetch; None = they have it from elsewhere."""
+    start_paths: tuple[Path, ...] = ()
+    """Where the run goes on from a checkpoint: the file of every stage. Only needed when it begins."""
     host: str = "127.0.0.1"
     """Address to listen on; `0.0.0.0` = all."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8700

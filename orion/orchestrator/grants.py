@@ -55,6 +55,8 @@ def _is_due(stage: StageProgress, name: ObjectName) -> bool:
             )
         case "checkpoint":
             return stage.task is not None and stage.task.hotkey == name.hotkey
+        case "start":
+            return False
 
 
 def _size_bytes_max(figures: StageFigures, name: ObjectName) -> int:
@@ -63,5 +65,5 @@ def _size_bytes_max(figures: StageFigures, name: ObjectName) -> int:
             return figures.contribution_bytes_max
         case "reduced":
             return figures.mean_bytes_max
-        case "checkpoint":
+        case "checkpoint" | "start":
             return figures.checkpoint_bytes_max

@@ -5,7 +5,7 @@ the old one stood. Invariants: sequence numbers are consecutive from 0; a batch 
 belongs to one run, and to one process at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from orion.common.errors import ConfigError
 from orion.common.ids import Digest
 from orion.orchestrator.events import Event, event_from_json, event_to_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when an event changes its meaning, so that old events are not replayed into another state."""
 SECRET_BYTES = 32
 _LOCK_TIMEOUT_S = 1.0
@@ -59,7 +59,7 @@ class Journal(Protocol):
         """Keeps a batch; durable on return. Its numbers follow those before without a gap."""
         ...
 
-    def read(self, from_sequence: int = 0) -> Iterator[Record]:
+    def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
         """All records from one on, in order."""
         ...
 
@@ -79,7 +79,7 @@ class MemoryJournal:
         _check_consecutive(records, len(self._rows))
         self._rows.extend((record.now_s, event_to_json(record.event)) for record in records)
 
-    def read(self, from_sequence: int = 0) -> Iterator[Record]:
+    def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
         for sequence in range(from_sequence, len(self._rows)):
             now_s, event = self._rows[sequence]
             yield Record(sequence, now_s, event_from_json(event))
@@ -155,7 +155,7 @@ class SqliteJournal:
             self._connection.execute(sql.insert(_EVENTS), rows)
         self._next_sequence += len(records)
 
-    def read(self, from_sequence: int = 0) -> Iterator[Record]:
+    def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
         query = sql.select(_EVENTS).where(_EVENTS.c.sequence >= from_sequence).order_by(_EVENTS.c.sequence)
         with self._connection.begin():
             for row in self._connection.execution_options(yield_per=_READ_ROWS).execute(query):

@@ -46,6 +46,8 @@ class LeaseBook:
     """Data ids whose trip was cancelled, and how many trips they have had."""
     next_microbatch_id: int = 0
     next_data_id: int = 0
+    first_data_ids: dict[int, DataId] = field(default_factory=dict)
+    """By outer step: the lowest data id that had not been leased when it began."""
     live: dict[MicrobatchId, Trip] = field(default_factory=dict)
     num_live_of: dict[Hotkey, int] = field(default_factory=dict)
     newest_of: dict[Hotkey, MicrobatchId] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class LeaseBook:
         """Nothing more is leased in this outer step; trips that are live may still end."""
         self.is_open, self.num_fresh = False, 0
         self.retries.clear()
+        self.first_data_ids[self.outer_step + 1] = DataId(self.next_data_id)
 
     @property
     def has_work(self) -> bool:
@@ -145,6 +148,8 @@ class LeaseBook:
         for old in [step for step in self.trips if step < outer_step]:
             del self.trips[old]
             del self.lessees[old]
+        for old in [step for step in self.first_data_ids if step < outer_step]:
+            del self.first_data_ids[old]
 
     def _fresh_data_id(self) -> DataId:
         data_id = DataId(self.next_data_id)

@@ -1,6 +1,7 @@
 """What is forgotten as outer steps go by: objects in the store, manifests, trips, old work.
 
-Invariant: whatever is needed to build the anchor of any of the last `keep_outer_steps` outer steps stays.
+Invariants: whatever is needed to build the anchor of any of the last `keep_outer_steps` outer steps stays; so does the
+newest checkpoint of the whole model, unless it has become very old because stages never came together again.
 """
 
 from orion.common.protocol.entries import RecordsClosed
@@ -8,12 +9,19 @@ from orion.common.protocol.keys import outer_step_prefix
 from orion.orchestrator.events import DeleteObjects
 from orion.orchestrator.state import RunState
 
+WHOLE_KEPT_FACTOR = 4
+"""Times `keep_outer_steps` that the newest checkpoint of the whole model outlives the window: a bound on the store."""
+
 
 def forget_old(state: RunState) -> None:
     """Drops what no anchor, check or score needs any more, and has its objects deleted."""
     memory = state.memory
     keep_from = state.oldest_kept_step
     needed_from = min(stage.rebuildable_from(keep_from) for stage in memory.stages)
+    whole = memory.ledger.checkpoint
+    if whole is not None:
+        oldest = keep_from - WHOLE_KEPT_FACTOR * state.spec.keep_outer_steps
+        needed_from = min(needed_from, max(whole.outer_step, oldest))
     for outer_step in range(memory.deleted_before, needed_from):
         _delete(state, outer_step)
     memory.deleted_before = max(memory.deleted_before, needed_from)

@@ -23,6 +23,7 @@ from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.chain import Chain, ChainError
+from orion.common.net.checkpoint_folder import store_start
 from orion.common.net.gate import Gate
 from orion.common.net.http import SERVER_KEEPALIVE_S
 from orion.common.net.store import DirectoryStore, UrlSigner
@@ -34,7 +35,7 @@ from orion.orchestrator.api import ApiParts, build_app
 from orion.orchestrator.config import OrchestratorConfig
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import MetagraphUpdated, Neuron
-from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
+from orion.orchestrator.journal import SECRET_BYTES, Header, Journal, SqliteJournal
 from orion.orchestrator.ledger_store import LEDGER_FILE, SqliteLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics, RunCollector
@@ -60,7 +61,8 @@ async def serve(
     """Runs the orchestrator until it is cancelled; goes on where its journal ends.
 
     `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
-    another run or the port is taken, DataError when the prepared data is damaged, and whatever ends a part of it.
+    another run or the port is taken, DataError when the prepared data or the checkpoint that the run goes on from is
+    damaged, and whatever ends a part of it.
     """
     clock = clock if clock is not None else SystemClock()
     data_files = _data_files(config.data_folder, spec)
@@ -74,6 +76,8 @@ async def serve(
         ledger = SqliteLedger(config.state_folder / LEDGER_FILE, run_info, spec.digest)
         stack.callback(ledger.close)
         store = DirectoryStore(config.state_folder / "store")
+        if spec.start is not None and _is_empty(journal):
+            await store_start(store, spec, config.start_paths)
         registry = CollectorRegistry()
         loop = OrchestratorLoop(
             OrchestratorCore(spec, random.Random(journal.header.derived("draws"))),
@@ -112,6 +116,12 @@ async def serve(
             group.create_task(loop.run())
             group.create_task(_poll_metagraph(loop, chain, config.chain_poll_s))
             group.create_task(_serve_http(app, listener, url, on_listening))
+
+
+def _is_empty(journal: Journal) -> bool:
+    """Whether the run has not begun yet."""
+    with contextlib.closing(journal.read()) as records:
+        return next(records, None) is None
 
 
 async def _poll_metagraph(loop: OrchestratorLoop, chain: Chain, poll_s: float) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from orion.common.config import RunSpec
-from orion.common.ids import Digest, Hotkey, MemberState, Outcome
+from orion.common.ids import DataId, Digest, Hotkey, MemberState, Outcome
 from orion.common.ledger.book import LedgerBook, Taken
 from orion.common.protocol.entries import (
+    CheckpointKept,
     Fact,
     LedgerEntry,
     OuterStepOpened,
@@ -23,6 +24,7 @@ from orion.common.protocol.entries import (
 )
 from orion.common.protocol.fields import BATCH_MAX
 from orion.common.protocol.messages import ObjectRef
+from orion.common.protocol.start import start_checkpoint, whole_start
 from orion.orchestrator.canonical import state_digest
 from orion.orchestrator.events import CheckObject, Effect, Recorded
 from orion.orchestrator.figures import StageFigures
@@ -55,6 +57,7 @@ class Memory:
     """What the digest covers."""
 
     num_stages: int
+    first_outer_step: int
     ledger_digest: Digest
     """Of the public ledger so far."""
     draw_seed: int
@@ -71,11 +74,11 @@ class Memory:
     started_s: float | None = None
     finish_reason: str = ""
     anchors_equal: bool = True
-    deleted_before: int = 0
+    deleted_before: int = field(init=False)
     """Objects of outer steps below this have been deleted."""
     permits: dict[Hotkey, bool] = field(default_factory=dict)
     """Registered hotkeys, and whether each may act as a validator."""
-    train: TrainRound = field(default_factory=TrainRound)
+    train: TrainRound = field(init=False)
     leases: LeaseBook = field(default_factory=LeaseBook)
     losses: LossHistory = field(default_factory=LossHistory)
     objects: ObjectBook = field(default_factory=ObjectBook)
@@ -95,10 +98,28 @@ class Memory:
 
     def __post_init__(self) -> None:
         self.membership = Membership(self.num_stages)
-        self.ledger = LedgerBook(self.num_stages)
+        self.ledger = LedgerBook(self.num_stages, self.first_outer_step)
         self.pathways = PathwayBook(self.num_stages)
         self.staleness = StalenessBook(self.num_stages)
-        self.stages = [StageProgress(stage_index) for stage_index in range(self.num_stages)]
+        self.train = TrainRound(self.first_outer_step)
+        self.deleted_before = self.first_outer_step
+        self.stages = [
+            StageProgress(stage_index, outer_step=self.first_outer_step) for stage_index in range(self.num_stages)
+        ]
+
+
+def begin_from_checkpoint(memory: Memory, spec: RunSpec) -> None:
+    """Where the run goes on from a checkpoint: it is durable, and data goes on after what has been used."""
+    memory.leases.first_data_ids[spec.first_outer_step] = DataId(0)
+    if spec.start is None:
+        return
+    memory.leases.next_data_id = spec.start.next_data_id
+    memory.leases.first_data_ids[spec.first_outer_step] = DataId(spec.start.next_data_id)
+    for stage in memory.stages:
+        checkpoint = start_checkpoint(spec.start, stage.stage_index)
+        stage.checkpoints.append(checkpoint)
+        stage.anchor_digest = checkpoint.state_digest
+        memory.objects.durable[checkpoint.object.key] = checkpoint.object
 
 
 class RunState:
@@ -107,7 +128,10 @@ class RunState:
     def __init__(self, spec: RunSpec, figures: tuple[StageFigures, ...], draw_seed: int) -> None:
         self.spec = spec
         self.figures = figures
-        self.memory = Memory(spec.num_stages, first_digest(spec.digest), draw_seed, spec.outer_steps)
+        self.memory = Memory(
+            spec.num_stages, spec.first_outer_step, first_digest(spec.digest), draw_seed, spec.outer_steps
+        )
+        begin_from_checkpoint(self.memory, spec)
         self.outbox: list[Effect] = []
         self.feed_changed = False
         self.rules_due = False
@@ -142,7 +166,9 @@ class RunState:
     def open_ledger(self) -> None:
         """Writes the ledger's first entry. Called with the first event, because effects come from events alone."""
         if self.memory.num_entries == 0:
-            self.record(OuterStepOpened(outer_step=0))
+            self.record(OuterStepOpened(outer_step=self.spec.first_outer_step))
+            if self.spec.start is not None:
+                self.record(CheckpointKept(checkpoint=whole_start(self.spec.start)))
 
     def record(self, fact: Fact) -> Taken:
         """Does what follows from a fact, and puts it into the ledger if anything does."""
@@ -189,7 +215,7 @@ class RunState:
     def oldest_kept_step(self) -> int:
         """The oldest outer step whose trips and objects are still kept, seen from the stage that is furthest behind."""
         newest = min(stage.outer_step for stage in self.memory.stages)
-        return max(0, newest - self.spec.keep_outer_steps)
+        return max(self.spec.first_outer_step, newest - self.spec.keep_outer_steps)
 
     def training_step(self, stage: StageProgress) -> int | None:
         """The outer step of which a stage takes work; while it merges one, the next, if that trains already."""

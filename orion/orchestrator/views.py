@@ -100,6 +100,7 @@ def status(state: RunState, now_s: float) -> RunStatus:
         outer_step=min(stage.outer_step for stage in memory.stages),
         outer_steps=state.spec.outer_steps,
         stages=_stage_states(state),
+        checkpoint=memory.ledger.checkpoint,
         miners=tuple(
             MinerStatus(
                 hotkey=member.hotkey,

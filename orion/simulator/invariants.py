@@ -262,7 +262,9 @@ class Invariants:
         """4: a manifest covers each partition once and names only durable objects; they hold the honest means."""
         for stage_index in range(self._swarm.scenario.spec.num_stages):
             known = self._manifests.setdefault(stage_index, [])
-            query = ManifestQuery(stage_index=stage_index, from_outer_step=len(known))
+            query = ManifestQuery(
+                stage_index=stage_index, from_outer_step=self._swarm.scenario.spec.first_outer_step + len(known)
+            )
             for manifest in host.core.manifests(query).manifests:
                 self._check_manifest(manifest)
                 known.append(manifest)

@@ -100,6 +100,11 @@ class MemoryStore:
         """An object's bytes, for checks that stand outside the simulated world."""
         return self._objects.get(key)
 
+    def hold(self, key: str, body: bytes) -> None:
+        """Has an object durable from now on, however it came here."""
+        self._objects[key] = body
+        self._digests[key] = Digest(blake3(body).hexdigest())
+
     def delete(self, prefix: str) -> None:
         """Deletes every object whose key starts with the prefix."""
         for key in [key for key in self._objects if key.startswith(prefix)]:
@@ -110,8 +115,7 @@ class MemoryStore:
         if present is not None and present != request.body:
             respond(_refusal(RefusalCode.CONFLICT, f"{request.key} holds other bytes"), ANSWER_BYTES)
             return
-        self._objects[request.key] = request.body
-        self._digests[request.key] = Digest(blake3(request.body).hexdigest())
+        self.hold(request.key, request.body)
         respond(Stored(), ANSWER_BYTES)
 
 

@@ -7,6 +7,7 @@ Invariant: a swarm is a pure function of its scenario and seed.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -73,7 +74,8 @@ def named_hotkey(name: str) -> Hotkey:
 class Swarm:
     """One simulated swarm. Miners are numbered: stage = index ÷ replicas, spares come last."""
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
+    def __init__(self, scenario: Scenario, seed: int, stored: Mapping[str, bytes] = MappingProxyType({})) -> None:
+        """`stored` lies in the object store from the beginning: the checkpoint that the run goes on from."""
         self.scenario = scenario
         spec = scenario.spec
         num_miners = spec.num_stages * spec.replicas
@@ -92,6 +94,8 @@ class Swarm:
             ledger=ledger,
             tokens=SyntheticTokens(spec.model.vocab_size, spec.data.sequences_per_microbatch, spec.data.sequence_width),
         )
+        for key, body in stored.items():
+            self.world.store.hold(key, body)
         self.journal = MemoryJournal(Header(spec.digest, blake3(f"{seed} secret".encode()).digest()))
         self.orchestrator = OrchestratorHost(self.world, self.journal)
         self.validator = ValidatorHost(self.world, validator)

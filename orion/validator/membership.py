@@ -46,7 +46,7 @@ class Membership:
         # stage counts one more, in which nobody trains.
         committed = [stage.outer_step if stage.phase is Phase.MERGE else stage.outer_step - 1 for stage in feed.stages]
         newest = min(min(committed, default=-1), self._spec.outer_steps - 1)
-        self.checkable_outer_step = newest if newest >= 0 else None
+        self.checkable_outer_step = newest if newest >= self._spec.first_outer_step else None
 
     def has_merged(self, stage_index: int, outer_step: int) -> bool:
         """Whether a stage has left an outer step behind, as far as was seen: how it was merged is public then."""

@@ -15,6 +15,7 @@ from orion.common.errors import DataError
 from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Outcome, Subject
 from orion.common.ledger.contradictions import Contradiction, ContradictionKind, Contradictions
 from orion.common.protocol.entries import (
+    CheckpointKept,
     Fact,
     MergeSettled,
     OuterStepOpened,
@@ -31,6 +32,7 @@ from orion.common.protocol.messages import (
     MicrobatchEnd,
     Receipt,
     Report,
+    RunCheckpoint,
 )
 from orion.common.protocol.records import (
     CommitmentRecord,
@@ -150,15 +152,22 @@ class LedgerBook:
     """The record of all outer steps that are kept."""
 
     num_stages: int
+    first_outer_step: int = 0
+    """Of the run."""
     steps: dict[int, StepLedger] = field(default_factory=dict)
-    outer_step: int = 0
+    outer_step: int = field(init=False)
     """The newest."""
-    trips_from: int = 0
+    trips_from: int = field(init=False)
     """Records about trips of older outer steps no longer count."""
+    checkpoint: RunCheckpoint | None = None
+    """The newest of the whole model."""
     num_checks: int = 0
     num_verdicts_failed: int = 0
     sheets: dict[Hotkey, tuple[int, ScoreSheet]] = field(default_factory=dict)
     """Every validator's newest, and the entry that holds it."""
+
+    def __post_init__(self) -> None:
+        self.outer_step = self.trips_from = self.first_outer_step
 
     # --- the fold ---
 
@@ -166,10 +175,7 @@ class LedgerBook:
         """Does what follows from an entry. Raises DataError for one that cannot come here in any true ledger."""
         match fact:
             case OuterStepOpened():
-                if fact.outer_step != (self.outer_step + 1 if self.steps else 0):
-                    raise DataError(f"entry {sequence}: outer step {fact.outer_step} cannot be opened now")
-                self.steps[fact.outer_step] = StepLedger()
-                self.outer_step = max(self.outer_step, fact.outer_step)
+                self._open(sequence, fact.outer_step)
             case TripsLeased():
                 trips = self._step(fact.outer_step).trips
                 for trip in fact.trips:
@@ -190,9 +196,26 @@ class LedgerBook:
                 if fact.stage_index in merges:
                     raise DataError(f"entry {sequence}: this merge was settled before")
                 merges[fact.stage_index] = fact
+            case CheckpointKept():
+                self._keep(sequence, fact.checkpoint)
             case Said():
                 return self._hear(sequence, fact)
         return Taken(num_taken=1)
+
+    def _open(self, sequence: int, outer_step: int) -> None:
+        if outer_step != (self.outer_step + 1 if self.steps else self.first_outer_step):
+            raise DataError(f"entry {sequence}: outer step {outer_step} cannot be opened now")
+        self.steps[outer_step] = StepLedger()
+        self.outer_step = max(self.outer_step, outer_step)
+
+    def _keep(self, sequence: int, checkpoint: RunCheckpoint) -> None:
+        """A newer checkpoint of the whole model takes the place of the one before."""
+        places = [(ref.stage_index, ref.outer_step) for ref in checkpoint.stages]
+        is_whole = places == [(stage_index, checkpoint.outer_step) for stage_index in range(self.num_stages)]
+        is_newer = self.checkpoint is None or checkpoint.outer_step > self.checkpoint.outer_step
+        if not is_whole or not is_newer or checkpoint.outer_step > self.outer_step:
+            raise DataError(f"entry {sequence}: no checkpoint of outer step {checkpoint.outer_step} can be kept now")
+        self.checkpoint = checkpoint
 
     def _step(self, outer_step: int) -> StepLedger:
         step = self.steps.get(outer_step)

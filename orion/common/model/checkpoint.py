@@ -15,6 +15,8 @@ Orion's layout, for models with boundaries and for resuming:
                          "head.weight" (absent when tied), "boundaries.J.sender.…" and "boundaries.J.receiver.…", J
                          being the stage that sends
     tokenizer.json       of the `tokenizers` library; may be absent
+    resume/              anchors and momenta of the stages, for a run to go on from; may be absent
+                         (`orion.common.net.checkpoint_folder`)
 
 Tensors may be spread over several safetensors files with a `model.safetensors.index.json`, in either layout.
 """
@@ -67,6 +69,8 @@ class Checkpoint:
     eos_ids: tuple[int, ...]
     tokenizer: Path | None
     extra: Mapping[str, Any]
+    rule: SplitRule = "balanced"
+    """Where the model's stages begin, and with them the boundaries."""
 
 
 def save_checkpoint(
@@ -110,7 +114,13 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoin
     model = Transformer(description.model, description.num_stages, description.split_rule).to(dtype)
     _fill(path, dict(model.named_parameters()))
     tokenizer = path / TOKENIZER
-    return Checkpoint(model, description.eos_ids, tokenizer if tokenizer.is_file() else None, description.extra)
+    return Checkpoint(
+        model,
+        description.eos_ids,
+        tokenizer if tokenizer.is_file() else None,
+        description.extra,
+        description.split_rule,
+    )
 
 
 def load_hf_folder(path: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, Transformer]:

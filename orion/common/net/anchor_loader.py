@@ -17,6 +17,7 @@ from orion.common.protocol.messages import (
     RefusalCode,
 )
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.common.protocol.start import start_checkpoint
 from orion.common.train.anchor import apply_means, initial_anchor, state_from_checkpoint
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
@@ -58,18 +59,20 @@ class AnchorLoader:
     ) -> OuterState:
         """The anchor at the start of `outer_step`.
 
-        Starts from the newest state at or before it: one that the caller holds (of this stage), the checkpoint, or the
-        initial parameters; a checkpoint whose content is not there or not what its digests say is passed over. Raises
+        Starts from the newest state at or before it: one that the caller holds (of this stage), the checkpoint, or
+        where the run began; a checkpoint whose content is not there or not what its digests say is passed over. Raises
         RefusedError (NOT_FOUND: a manifest or an object on the way is missing, and an older start would miss it too),
         and TransportError.
         """
         starts = [start for start in (held, checkpoint) if start is not None and start.outer_step <= outer_step]
+        if self._spec.start is not None and checkpoint != (begun := start_checkpoint(self._spec.start, stage_index)):
+            starts.append(begun)
         starts.sort(key=lambda start: start.outer_step, reverse=True)
         state = await self._start(stage_index, starts)
         return await self._advance(stage_index, state, outer_step)
 
     async def _start(self, stage_index: int, starts: Sequence[OuterState | CheckpointRef]) -> OuterState:
-        """The first of these that is usable, or the initial parameters."""
+        """The first of these that is usable, or the initial parameters, unless the run began elsewhere."""
         for start in starts:
             if isinstance(start, OuterState):
                 return start
@@ -77,6 +80,8 @@ class AnchorLoader:
                 return await self._fetch_checkpoint(start)
             except RefusedError as error:
                 _log.warning("checkpoint_passed_over", object=start.object.key, reason=str(error))
+        if self._spec.start is not None:
+            raise refused(RefusalCode.NOT_FOUND, f"stage {stage_index} has no checkpoint that can be read")
         return await self._offload(lambda: initial_anchor(self._spec, stage_index))
 
     async def _fetch_checkpoint(self, ref: CheckpointRef) -> OuterState:

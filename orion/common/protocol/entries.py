@@ -29,7 +29,7 @@ from orion.common.protocol.fields import (
     Text,
     UnixSeconds,
 )
-from orion.common.protocol.messages import LeasedMicrobatch, Message, Reduced, Report, Uploaded
+from orion.common.protocol.messages import LeasedMicrobatch, Message, Reduced, Report, RunCheckpoint, Uploaded
 from orion.common.protocol.records import ScoreSheet, Verdict
 
 PAGE_ENTRIES_MAX = 512
@@ -144,8 +144,16 @@ class MergeSettled(Message):
     reductions: Annotated[tuple[ReductionOutcome, ...], Field(max_length=PARTITIONS_MAX * REDUCERS_MAX)]
 
 
+class CheckpointKept(Message):
+    """Every stage's anchor of an outer step is durable: the run can go on from here."""
+
+    kind: Literal["checkpoint_kept"] = "checkpoint_kept"
+    checkpoint: RunCheckpoint
+
+
 Fact = Annotated[
-    Said | TripsLeased | TripsDied | OuterStepOpened | RecordsClosed | MergeSettled, Field(discriminator="kind")
+    Said | TripsLeased | TripsDied | OuterStepOpened | RecordsClosed | MergeSettled | CheckpointKept,
+    Field(discriminator="kind"),
 ]
 
 

@@ -22,6 +22,11 @@ def checkpoint_key(outer_step: int, stage_index: int, hotkey: Hotkey) -> str:
     return f"outer/{outer_step}/stage/{stage_index}/checkpoint/{hotkey}.safetensors"
 
 
+def start_key(outer_step: int, stage_index: int) -> str:
+    """The checkpoint that the run goes on from; the orchestrator's own."""
+    return f"outer/{outer_step}/stage/{stage_index}/start.safetensors"
+
+
 def outer_step_prefix(outer_step: int) -> str:
     """All objects of one outer step; they are deleted together."""
     return f"outer/{outer_step}/"
@@ -37,10 +42,11 @@ def owner_of(key: str) -> str | None:
 class ObjectName:
     """What a key says about its object."""
 
-    kind: Literal["pseudo-gradient", "reduced", "checkpoint"]
+    kind: Literal["pseudo-gradient", "reduced", "checkpoint", "start"]
     outer_step: int
     stage_index: int
-    hotkey: Hotkey
+    hotkey: Hotkey | None
+    """None for the checkpoint that the run goes on from: no miner writes that."""
     partition_index: int | None
     """None for a checkpoint."""
 
@@ -48,7 +54,8 @@ class ObjectName:
 _KEY = re.compile(
     r"outer/(?P<outer_step>0|[1-9][0-9]{0,9})/stage/(?P<stage_index>0|[1-9][0-9]{0,2})"
     r"/(?:(?P<kind>pseudo-gradient|reduced)/(?P<hotkey>[A-Za-z0-9]+)/(?P<partition_index>0|[1-9][0-9]{0,3})"
-    r"|checkpoint/(?P<checkpoint_hotkey>[A-Za-z0-9]+))\.safetensors"
+    r"|checkpoint/(?P<checkpoint_hotkey>[A-Za-z0-9]+)"
+    r"|start)\.safetensors"
 )
 
 
@@ -58,6 +65,8 @@ def parse_key(key: str) -> ObjectName | None:
     if match is None:
         return None
     outer_step, stage_index = int(match["outer_step"]), int(match["stage_index"])
+    if match["kind"] is None and match["checkpoint_hotkey"] is None:
+        return ObjectName("start", outer_step, stage_index, None, None)
     if match["kind"] is None:
         return ObjectName("checkpoint", outer_step, stage_index, Hotkey(match["checkpoint_hotkey"]), None)
     kind: Literal["pseudo-gradient", "reduced"] = "reduced" if match["kind"] == "reduced" else "pseudo-gradient"

@@ -238,6 +238,16 @@ class CheckpointRef(Message):
     """`orion.common.train.outer.state_digest` of the loaded state, as most replicas reported it."""
 
 
+class RunCheckpoint(Message):
+    """A durable checkpoint of the whole model: every stage at the same outer step."""
+
+    outer_step: Step
+    next_data_id: Data
+    """Data ids below it were leased before this outer step: a run that goes on from here leases none of them again."""
+    stages: Annotated[tuple[CheckpointRef, ...], Field(min_length=1, max_length=STAGES_MAX)]
+    """In order."""
+
+
 class StageState(Message):
     """Where a stage is in its outer step."""
 

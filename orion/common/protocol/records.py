@@ -38,6 +38,7 @@ from orion.common.protocol.messages import (
     Manifest,
     Message,
     ObjectRef,
+    RunCheckpoint,
     StageState,
 )
 
@@ -312,6 +313,8 @@ class RunStatus(Message):
     outer_step: Step
     outer_steps: Step
     stages: Annotated[tuple[StageState, ...], Field(max_length=STAGES_MAX)]
+    checkpoint: RunCheckpoint | None = None
+    """The newest of the whole model."""
     miners: Annotated[tuple[MinerStatus, ...], Field(max_length=MINERS_MAX)]
     microbatches_started: Count
     microbatches_applied: Count
