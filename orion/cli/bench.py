@@ -179,7 +179,8 @@ def churn(
     *,
     blows: Annotated[int, typer.Option(min=3, max=1000, help="Miners that are killed, stopped or cut off.")] = 6,
     every_s: Annotated[float, typer.Option(min=2.0, help="Seconds between two of them.")] = 20.0,
-    undisturbed_s: Annotated[float, typer.Option(min=5.0, help="Seconds of the undisturbed run.")] = 60.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Stretches that the blows are spread over.")] = 2,
+    undisturbed_s: Annotated[float, typer.Option(min=5.0, help="Seconds of each calm stretch around them.")] = 30.0,
     data: Annotated[Path, typer.Option(help="Folder for prepared data.")] = Path(".orion/data"),
     seed: Annotated[int, typer.Option(min=0, help="Of who is struck.")] = 0,
     as_json: Json = False,
@@ -191,7 +192,7 @@ def churn(
     from orion.bench.churn.study import Settings, run_study
     from orion.common.clock import SystemClock
 
-    settings = Settings(num_blows=blows, every_s=every_s, undisturbed_s=undisturbed_s, seed=seed)
+    settings = Settings(num_blows=blows, every_s=every_s, num_rounds=rounds, undisturbed_s=undisturbed_s, seed=seed)
     figures = asyncio.run(run_study(settings, data, SystemClock(), dict(os.environ)))
     faults = figures.faults()
     if as_json:

@@ -49,7 +49,8 @@ from orion.miner.worker import DeviceWorker
 TICK_S = 0.5
 """Longest time between two looks of the core at everything."""
 FEED_PAUSE_S = 0.5
-"""Before the feed is asked for again after a failure."""
+"""Before the feed is asked for again after a failure; after the first one that happens at once, because a member that
+waits on no connection is soon taken for dead."""
 FLUSH_S = 10.0
 """What a miner whose run is over has to get its last records told."""
 
@@ -200,6 +201,7 @@ class MinerLoop:
     async def _watch_feed(self) -> None:
         version, wait_s = 0, 0.0
         heard_s = self._clock.monotonic_s()
+        num_failed = 0
         while True:
             try:
                 feed = await self._orchestrator.feed(version, wait_s)
@@ -209,9 +211,11 @@ class MinerLoop:
                 if isinstance(error, RefusedError) and error.code is RefusalCode.RUN_MISMATCH:
                     raise
                 _log.warning("feed_failed", error=str(error))
-                await asyncio.sleep(FEED_PAUSE_S)
+                num_failed += 1
+                if num_failed > 1 or isinstance(error, RefusedError):
+                    await asyncio.sleep(FEED_PAUSE_S)
                 continue
-            heard_s = self._clock.monotonic_s()
+            heard_s, num_failed = self._clock.monotonic_s(), 0
             version, wait_s = feed.version, self._config.feed_wait_s
             await self._desk.post(events.FeedArrived(feed))
 

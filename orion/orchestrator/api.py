@@ -180,8 +180,13 @@ def _add_queries(app: FastAPI, parts: ApiParts) -> None:
         wait_s: Annotated[float, Query(ge=0, le=routes.FEED_WAIT_S_MAX)] = 0.0,
     ) -> HttpResponse:
         hotkey = verify_starlette(request, b"")
-        await parts.loop.wait_for_change(since, wait_s)
-        return json_answer(core.feed(hotkey, clock.now_s()))
+        connection = request.client
+        parts.loop.feed_asked(hotkey, connection)
+        try:
+            await parts.loop.wait_for_change(since, wait_s)
+            return json_answer(core.feed(hotkey, clock.now_s()))
+        finally:
+            parts.loop.feed_answered(hotkey, connection)
 
     @app.post(routes.MANIFESTS)
     async def manifests(request: HttpRequest) -> HttpResponse:

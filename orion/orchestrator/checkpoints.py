@@ -56,7 +56,7 @@ def advance_checkpoint(state: RunState, stage: StageProgress) -> bool:
             state.changed()
             return True
         member = state.memory.membership.get(task.hotkey)
-        is_lost = upload is None and (member is None or member.state is MemberState.JOINING)
+        is_lost = upload is None and (member is None or member.state is MemberState.JOINING or member.is_suspect)
         if is_lost or state.memory.now_s >= task.due_s:
             ask_another(state, stage, task, "has gone" if is_lost else "is late")
             return True
@@ -99,7 +99,7 @@ def ask_another(state: RunState, stage: StageProgress, task: CheckpointTask, rea
 
 
 def _ask(state: RunState, stage: StageProgress, tried: list[Hotkey]) -> None:
-    active = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE)
+    active = state.memory.membership.heard(stage.stage_index, MemberState.ACTIVE)
     able = [member.hotkey for member in active if member.hotkey not in tried]
     if not able or stage.anchor_digest is None:
         return

@@ -2,8 +2,8 @@
 
 Synchronous and deterministic: events and the time come in, effects go out; the same events give the same state and
 effects on any machine. It reads no clock, waits for nothing and touches no network, disk or global random generator.
-The rules are in `requests` and `reports` (what somebody asks for), `phases` (what is due), `grants` (who may read and
-write); the state they work on is `state`.
+The rules are in `requests` and `reports` (what somebody asks for), `phases` (what is due), `suspicion` (whose
+connection broke off), `grants` (who may read and write); the state they work on is `state`.
 """
 
 import random
@@ -33,10 +33,12 @@ from orion.common.protocol.records import (
     RunStatus,
 )
 from orion.common.protocol.refusals import RefusedError
-from orion.orchestrator import grants, views
+from orion.orchestrator import grants, suspicion, views
 from orion.orchestrator.events import (
     Announce,
     Answer,
+    ConnectionLost,
+    ConnectionSeen,
     Effect,
     Event,
     MetagraphUpdated,
@@ -88,6 +90,10 @@ class OrchestratorCore:
                 state.memory.permits = {neuron.hotkey: neuron.validator_permit for neuron in event.neurons}
                 if state.validators != before:
                     state.changed()
+            case ConnectionLost():
+                suspicion.connection_lost(state, event)
+            case ConnectionSeen():
+                suspicion.connection_seen(state, event.hotkey)
             case Ticked():
                 pass_time(state)
                 state.look_again()
@@ -132,6 +138,10 @@ class OrchestratorCore:
     def is_registered(self, hotkey: Hotkey) -> bool:
         """Whether the hotkey is on the metagraph."""
         return hotkey in self._state.memory.permits
+
+    def is_present(self, hotkey: Hotkey) -> bool:
+        """Whether the hotkey is a member that has not gone."""
+        return self._state.memory.membership.get(hotkey) is not None
 
     def feed(self, hotkey: Hotkey, now_s: float) -> Feed:
         """What a member (or, in brief, anybody else) must know."""

@@ -92,6 +92,23 @@ class MetagraphUpdated(_Event):
     neurons: Annotated[tuple[Neuron, ...], Field(max_length=MINERS_MAX)]
 
 
+class ConnectionLost(_Event):
+    """The connection on which a hotkey waited for the feed broke off, and it waits on no other. It may get lost, as
+    nothing else depends on this hint."""
+
+    kind: Literal["connection_lost"] = "connection_lost"
+    hotkey: Ss58
+    usual_s: Annotated[float, Field(ge=0, le=3600)]
+    """The longest it lately took from one answer to its next question."""
+
+
+class ConnectionSeen(_Event):
+    """A hotkey whose connection was lost asks for the feed again."""
+
+    kind: Literal["connection_seen"] = "connection_seen"
+    hotkey: Ss58
+
+
 class Ticked(_Event):
     """Time has passed: deadlines are looked at. Due several times a second."""
 
@@ -105,9 +122,10 @@ class Resumed(_Event):
     kind: Literal["resumed"] = "resumed"
 
 
-Event = Annotated[RequestArrived | ObjectChecked | MetagraphUpdated | Ticked | Resumed, Field(discriminator="kind")]
+_AnyEvent = RequestArrived | ObjectChecked | MetagraphUpdated | ConnectionLost | ConnectionSeen | Ticked | Resumed
+Event = Annotated[_AnyEvent, Field(discriminator="kind")]
 
-_EVENT: TypeAdapter[RequestArrived | ObjectChecked | MetagraphUpdated | Ticked | Resumed] = TypeAdapter(Event)
+_EVENT: TypeAdapter[_AnyEvent] = TypeAdapter(Event)
 
 
 def event_to_json(event: Event) -> bytes:

@@ -50,6 +50,7 @@ def _check_members(state: RunState) -> None:
         assert member.hotkey == hotkey
         homes = [index for index, stage in enumerate(membership.stages) if hotkey in stage]
         assert homes == ([member.stage_index] if member.is_present else []), f"{hotkey} is in the stages {homes}"
+        assert not member.is_suspect or member.lost_s is not None, f"{hotkey} is suspected though nothing was lost"
         is_silent = member.last_seen_s <= state.memory.ticked_s - state.spec.time_limits.member_s
         assert not (member.is_present and is_silent) or state.is_finished, f"6: {hotkey} is silent and waited for"
 

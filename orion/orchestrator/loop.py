@@ -1,12 +1,13 @@
 """The one task that owns the core: events in, journal, core, effects out.
 
 Owns all waiting around the core: the queue of events, the tick, the store's answers, who waits for a reply or for a new
-feed. Decides nothing. Invariants: an event is durable before any of its effects leaves; events are handled in the order
-of the journal; the queue is bounded, and a request that finds it full is refused with BUSY.
+feed, and on which connection. Decides nothing. Invariants: an event is durable before any of its effects leaves; events
+are handled in the order of the journal; the queue is bounded, and a request that finds it full is refused with BUSY.
 """
 
 import asyncio
 import itertools
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -22,11 +23,14 @@ from orion.common.protocol.messages import (
     RefusalCode,
 )
 from orion.common.protocol.refusals import RefusedError, refused
+from orion.orchestrator.connections import FeedConnections
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import (
     Announce,
     Answer,
     CheckObject,
+    ConnectionLost,
+    ConnectionSeen,
     DeleteObjects,
     Effect,
     Event,
@@ -85,6 +89,7 @@ class OrchestratorLoop:
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._request_ids = itertools.count()
         self._changed = asyncio.Event()
+        self._connections = FeedConnections()
         self._is_closed = False
         self._next_sequence, self._now_s = replay(core, journal, ledger)
         self._seen_notices = core.num_notices
@@ -130,6 +135,22 @@ class OrchestratorLoop:
     async def post(self, event: Event) -> None:
         """Hands in an event that nobody waits for; waits while the queue is full."""
         await self._queue.put(event)
+
+    def feed_asked(self, hotkey: Hotkey, connection: Hashable) -> None:
+        """A signed question for the feed has come on a connection; ends as `feed_answered`, whatever happens."""
+        self._tell(self._connections.asked(hotkey, connection, self._clock.monotonic_s()))
+
+    def feed_answered(self, hotkey: Hotkey, connection: Hashable) -> None:
+        """It is being answered, or nobody waits for that any more."""
+        self._connections.answered(hotkey, connection, self._clock.monotonic_s())
+
+    def connection_opened(self, connection: Hashable) -> None:
+        """Somebody has connected; ends as `connection_closed`."""
+        self._connections.opened(connection)
+
+    def connection_closed(self, connection: Hashable) -> None:
+        """A connection ended, of whatever kind it was."""
+        self._tell(self._connections.broke_off(connection))
 
     async def wait_for_change(self, version: int, timeout_s: float) -> None:
         """Returns once the feed's version is above the given one, after the time-out, or when the loop ends."""
@@ -193,6 +214,12 @@ class OrchestratorLoop:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             raise refused(RefusalCode.BUSY, "too many requests wait for a decision", _RETRY_S) from None
+
+    def _tell(self, event: ConnectionLost | ConnectionSeen | None) -> None:
+        """Queues a hint about a member. It is dropped while the queue is full: heartbeats tell the same later."""
+        if event is None or self._is_closed or self._queue.full() or not self.core.is_present(event.hotkey):
+            return
+        self._queue.put_nowait(event)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:

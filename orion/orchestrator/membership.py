@@ -39,6 +39,15 @@ class Member:
     """Newest outer step for which a notice said that records of this miner were ignored."""
     contradiction_told_step: int = -1
     """Newest outer step for which a notice said that a receipt of this miner contradicts another."""
+    lost_s: float | None = None
+    """Since when there is no connection on which it waits for the feed, and nothing else was heard of it; None while
+    there is one, as far as is known."""
+    grace_s: float = 0.0
+    """What it has from then on to be heard again."""
+    grace_min_s: float = 0.0
+    """What it has at least, because it has needed as much before."""
+    is_suspect: bool = False
+    """It may well have died (`suspicion`): phases do not wait for it."""
 
     @property
     def is_present(self) -> bool:
@@ -70,6 +79,12 @@ class Membership:
         """Present members of a stage in the order of their hotkeys; only those in the given states, if any is given."""
         found = [member for member in self.stages[stage_index].values() if not states or member.state in states]
         return sorted(found, key=lambda member: member.hotkey)
+
+    def heard(self, stage_index: int, *states: MemberState) -> list[Member]:
+        """Those of `of_stage` that are not suspected of having died, all if there is none: phases wait for nobody
+        else."""
+        members = self.of_stage(stage_index, *states)
+        return [member for member in members if not member.is_suspect] or members
 
     def count(self, stage_index: int, state: MemberState) -> int:
         return sum(member.state is state for member in self.stages[stage_index].values())

@@ -5,7 +5,8 @@ decides each), then the manifest is out and members apply it. A stage where nobo
 changes nothing.
 
 Invariants: a manifest names only durable objects and every partition once; no phase waits beyond its deadline or for
-anybody who is gone; all who are active afterwards reported the same anchor, or could not report in time.
+anybody who is gone or suspected of it; all who are active afterwards reported the same anchor, or could not report in
+time.
 """
 
 import math
@@ -92,7 +93,7 @@ def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotke
     if hotkey in uploading.uploads:
         return True
     member = state.memory.membership.get(hotkey)
-    if member is None or member.state is not MemberState.ACTIVE:
+    if member is None or member not in state.memory.membership.heard(stage.stage_index, MemberState.ACTIVE):
         return False
     commitment = state.memory.ledger.commitment(stage.outer_step, hotkey)
     if commitment is not None and commitment.is_final:
@@ -149,7 +150,7 @@ def _begin_reduce(state: RunState, stage: StageProgress, contributions: tuple[Co
 
 def _candidates(state: RunState, stage: StageProgress) -> list[Hotkey]:
     """Who may reduce; those who are still fetching an anchor have better things to do."""
-    members = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
+    members = state.memory.membership.heard(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
     return [member.hotkey for member in members]
 
 
@@ -265,7 +266,9 @@ def _publish(
         partitions=tuple(_record(state, partition) for partition in merged),
         manifest=manifest,
     )
-    stage.activity = Applying(_candidates(state, stage))
+    # Suspects too: one that is heard again in time applies the manifest like any other.
+    members = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
+    stage.activity = Applying([member.hotkey for member in members])
     stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].apply_s
     state.changed()
 

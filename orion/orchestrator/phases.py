@@ -10,6 +10,7 @@ from orion.orchestrator.checkpoints import advance_checkpoint
 from orion.orchestrator.events import CheckObject
 from orion.orchestrator.merging import advance_merge
 from orion.orchestrator.state import RunState
+from orion.orchestrator.suspicion import suspect_the_lost
 from orion.orchestrator.training import advance_training
 
 _ROUNDS_MAX = 64
@@ -17,12 +18,13 @@ _ROUNDS_MAX = 64
 
 
 def pass_time(state: RunState) -> None:
-    """What has become due by time alone: silent members, overdue leases, unanswered looks at objects."""
+    """What has become due by time alone: silent and lost members, overdue leases, unanswered looks at objects."""
     memory = state.memory
     memory.ticked_s = memory.now_s
     if not state.is_finished:
         for member in memory.membership.silent(memory.now_s - state.spec.time_limits.member_s):
             state.remove(member, f"silent for {state.spec.time_limits.member_s:g} s")
+    suspect_the_lost(state)
     state.end_trips(memory.leases.overdue(memory.now_s), "not reported in time")
     state.outbox.extend(CheckObject(ref) for ref in memory.objects.due(memory.now_s))
 

@@ -40,6 +40,7 @@ from orion.orchestrator.merge import Copy
 from orion.orchestrator.reports import said, take_report
 from orion.orchestrator.stages import Applying, Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
+from orion.orchestrator.suspicion import heard
 
 _RETRY_SOON_S = 0.5
 _RETRY_REGISTRATION_S = 5.0
@@ -73,7 +74,7 @@ def _answer_member(
     member = state.memory.membership.get(hotkey)
     if member is None:
         raise refused(RefusalCode.NOT_MEMBER, "not a member (any more): join first")
-    member.last_seen_s = state.memory.now_s
+    heard(state, member)
     match message:
         case Heartbeat():
             return _heartbeat(state, member, message)
@@ -113,7 +114,7 @@ def _join(state: RunState, hotkey: Hotkey, join: Join) -> Joined:
     if member.url != join.url:
         member.url = join.url
         state.changed()
-    member.last_seen_s = memory.now_s
+    heard(state, member)
     member.next_report = 0  # a process that has started anew counts from 0; repeated records change nothing anyway
     return Joined(stage_index=member.stage_index, state=member.state)
 
@@ -212,7 +213,7 @@ def _report(state: RunState, hotkey: Hotkey, report: Report, proof: Proof | None
     if member is None:
         raise refused(RefusalCode.NOT_MEMBER, "not a member: join first")
     if member.is_present:
-        member.last_seen_s = state.memory.now_s
+        heard(state, member)
     take_report(state, member, report, proof)
     return Done()
 

@@ -3,6 +3,7 @@
 from orion.orchestrator.retention import delete_again
 from orion.orchestrator.stages import NEVER_S, Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
+from orion.orchestrator.suspicion import forget
 
 
 def resume(state: RunState, away_s: float) -> None:
@@ -12,6 +13,7 @@ def resume(state: RunState, away_s: float) -> None:
         if member.is_present:
             member.last_seen_s = memory.now_s
         member.distrusted_until_s += away_s
+    forget(state)
     if memory.membership.first_join_s is not None:
         memory.membership.first_join_s += away_s
     for trip in memory.leases.live.values():

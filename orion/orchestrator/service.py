@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from orion.common.clock import Clock, SystemClock
 from orion.common.config import RunSpec
@@ -115,7 +116,7 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             group.create_task(loop.run())
             group.create_task(_poll_metagraph(loop, chain, config.chain_poll_s))
-            group.create_task(_serve_http(app, listener, url, on_listening))
+            group.create_task(_serve_http(app, loop, listener, url, on_listening))
 
 
 def _is_empty(journal: Journal) -> bool:
@@ -157,13 +158,32 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _watched_protocol(loop: OrchestratorLoop) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, which also tells when a connection begins and ends, named by its client's address."""
+
+    class WatchedProtocol(HttpToolsProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            loop.connection_opened(self.client)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            loop.connection_closed(self.client)
+
+    return WatchedProtocol
+
+
 async def _serve_http(
-    app: FastAPI, listener: socket.socket, url: str, on_listening: Callable[[str], None] | None
+    app: FastAPI,
+    loop: OrchestratorLoop,
+    listener: socket.socket,
+    url: str,
+    on_listening: Callable[[str], None] | None,
 ) -> None:
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=_watched_protocol(loop),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -82,7 +82,7 @@ def _open(state: RunState) -> None:
     _activate_ready(state)
     if memory.started_s is None:
         memory.started_s = memory.now_s
-    least = min(memory.membership.count(index, MemberState.ACTIVE) for index in range(memory.num_stages))
+    least = min(len(memory.membership.heard(index, MemberState.ACTIVE)) for index in range(memory.num_stages))
     share = state.spec.inner_steps * state.spec.microbatches_per_step * least
     memory.leases.open(train.outer_step, share)
     train.is_open = True

@@ -14,7 +14,7 @@ from typing import Any
 
 from orion.common.protocol.messages import Message
 from orion.simulator.clock import Timer, VirtualClock
-from orion.simulator.network import Address, Network, Respond
+from orion.simulator.network import Address, Network, OnBroken, Respond
 
 ORCHESTRATOR: Address = "orchestrator"
 STORE: Address = "store"
@@ -78,11 +78,13 @@ class Host:
         """What would have happened while it was stopped, in order."""
         self._rate_share = rate_share
         self._work: dict[Work, None] = {}
+        self.on_broken: OnBroken | None = None
+        """What is done when another process has ended that may have had connections to this one."""
 
     def start(self) -> None:
         """The process comes up."""
         self.is_alive = True
-        self.network.attach(self.address, self._take_request, self._rate_share)
+        self.network.attach(self.address, self._take_request, self._rate_share, self.on_broken)
 
     def kill(self) -> None:
         """The process ends without a word."""

@@ -76,7 +76,7 @@ from orion.simulator.world import World
 
 FEED_WAIT_S = 10.0
 FEED_PAUSE_S = 0.5
-"""Before the feed is asked for again after a failure."""
+"""Before the feed is asked for again after a failure that was not the first."""
 HEARTBEAT_S = 1.0
 READ_S = 0.002
 """From admission of a body until it is read and checked."""
@@ -341,13 +341,15 @@ class MinerHost(Host):
     # --- loops --------------------------------------------------------------------------------------------------------
 
     async def _watch_feed(self) -> None:
-        version, wait_s = 0, 0.0
+        version, wait_s, num_failed = 0, 0.0, 0
         while not self.core.is_finished:
             feed = await Ask(ORCHESTRATOR, FeedQuery(version, wait_s), timeout_s=FEED_WAIT_S + FEED_PAUSE_S)
             if not isinstance(feed, Feed):
-                await Pause(FEED_PAUSE_S)
+                num_failed += 1
+                if num_failed > 1:
+                    await Pause(FEED_PAUSE_S)
                 continue
-            version, wait_s = feed.version, FEED_WAIT_S
+            version, wait_s, num_failed = feed.version, FEED_WAIT_S, 0
             self.handle(FeedArrived(feed))
 
     async def _refresh_feed(self) -> None:

@@ -3,8 +3,8 @@
 It owns latency, bandwidth, loss and who is up; it does not read what it carries. Invariants: the caller hears exactly
 once about each request; what the receiver did is not undone when the answer gets lost; a process that ended hears
 nothing more, not even when its host comes up again as a new process. When a process ends, its machine breaks its
-connections off, so callers learn it soon; when messages are lost, only time tells them. All randomness comes from the
-generator that was passed in.
+connections off, so callers and the hosts that it called learn it soon; when messages are lost, only time tells them.
+All randomness comes from the generator that was passed in.
 
 A host's link is modelled by serialised bytes: what leaves (or reaches) a host queues behind what left (reached) it
 before.
@@ -12,6 +12,7 @@ before.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from orion.simulator.clock import Timer, VirtualClock
@@ -22,6 +23,13 @@ Respond = Callable[[object, int], None]
 """What a receiver calls with its answer and the answer's size in bytes; calls after the first change nothing."""
 Handler = Callable[[Address, object, Respond], None]
 """How a host takes a request: sender, request, and where to put the answer, now or later."""
+OnBroken = Callable[["Host"], None]
+"""How a host learns that a process has ended which may have had connections to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsBroken:
+    """What the machine of a process that has ended tells the other ends of its connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class Host:
     """One process at an address: a process that starts there later is another `Host`."""
 
     handler: Handler
+    on_broken: OnBroken | None
     up_bytes_per_s: float
     down_bytes_per_s: float
     up_free_s: float = 0.0
@@ -87,10 +96,14 @@ class Network:
         self.num_messages = 0
         """Requests and answers that were put on the wire."""
 
-    def attach(self, address: Address, handler: Handler, rate_share: float = 1.0) -> None:
-        """A process starts at this address, with `rate_share` of the profile's rates; one that ran there has ended."""
+    def attach(
+        self, address: Address, handler: Handler, rate_share: float = 1.0, on_broken: OnBroken | None = None
+    ) -> None:
+        """A process starts at this address, with `rate_share` of the profile's rates; one that ran there has ended.
+        `on_broken` hears of the end of every other process."""
         profile = self._profile
-        self._hosts[address] = Host(handler, profile.up_bytes_per_s * rate_share, profile.down_bytes_per_s * rate_share)
+        up_bytes_per_s, down_bytes_per_s = profile.up_bytes_per_s * rate_share, profile.down_bytes_per_s * rate_share
+        self._hosts[address] = Host(handler, on_broken, up_bytes_per_s, down_bytes_per_s)
 
     def detach(self, address: Address) -> None:
         """The process at this address ends: its connections break off, new ones are refused, it hears no answers."""
@@ -98,6 +111,9 @@ class Network:
         if host is not None:
             for exchange in host.unanswered:
                 exchange.break_off()
+            for target, other in self._hosts.items():
+                if other.on_broken is not None:
+                    self.carry(address, target, ConnectionsBroken(), 0, partial(self._tell_broken, target, other, host))
 
     def is_up(self, address: Address) -> bool:
         return address in self._hosts
@@ -164,6 +180,10 @@ class Network:
     def host(self, address: Address) -> "Host | None":
         """The process that runs at this address now."""
         return self._hosts.get(address)
+
+    def _tell_broken(self, target: Address, told: "Host", ended: "Host") -> None:
+        if self._hosts.get(target) is told and told.on_broken is not None:
+            told.on_broken(ended)
 
     def _arrival_s(self, source: Address, target: Address, size_bytes: int) -> float:
         """When the last byte is there. Reserves both links, in the order of sending."""

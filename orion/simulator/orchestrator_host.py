@@ -29,11 +29,14 @@ from orion.common.protocol.records import (
     PathwayQuery,
 )
 from orion.common.protocol.refusals import RefusedError
+from orion.orchestrator.connections import FeedConnections
 from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import (
     Announce,
     Answer,
     CheckObject,
+    ConnectionLost,
+    ConnectionSeen,
     DeleteObjects,
     Effect,
     Event,
@@ -52,6 +55,7 @@ from orion.orchestrator.loop import replay
 from orion.simulator.clock import Timer
 from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, RECORD_BYTES, Host, wire_bytes
 from orion.simulator.network import Address, Respond
+from orion.simulator.network import Host as NetworkHost
 from orion.simulator.world import World
 
 TICK_S = 0.25
@@ -78,6 +82,7 @@ class FeedQuery:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     hotkey: Hotkey
+    process: NetworkHost | None
     respond: Respond
     timer: Timer
 
@@ -108,6 +113,9 @@ class OrchestratorHost(Host):
         self._queue: list[Event] = []
         self._is_committing = False
         self._waiters: list[_Waiter] = []
+        self._connections = FeedConnections()
+        """A process has one connection here, named by its host."""
+        self.on_broken = self._broken
         self._open: dict[int, Respond] = {}
         self._num_requests = 0
         self._neurons: tuple[Neuron, ...] = ()
@@ -231,24 +239,37 @@ class OrchestratorHost(Host):
         return Grants(urls=request.keys, expires_s=self.clock.now_s() + GRANT_S)
 
     def _feed_asked(self, hotkey: Hotkey, query: FeedQuery, respond: Respond) -> None:
+        process = self.network.host(hotkey)
+        if process is not None:
+            self._connections.opened(process)
+        self._hint(self._connections.asked(hotkey, process, self.clock.monotonic_s()))
         if self.core.version > query.since:
-            self._answer_feed(hotkey, respond)
+            self._answer_feed(hotkey, process, respond)
             return
-        waiter = _Waiter(hotkey, respond, self.clock.schedule(query.wait_s, lambda: self._wait_ended(waiter)))
+        timer = self.clock.schedule(query.wait_s, lambda: self._wait_ended(waiter))
+        waiter = _Waiter(hotkey, process, respond, timer)
         self._waiters.append(waiter)
+
+    def _broken(self, process: NetworkHost) -> None:
+        self._hint(self._connections.broke_off(process))
+
+    def _hint(self, event: ConnectionLost | ConnectionSeen | None) -> None:
+        if event is not None and self.is_alive and self.core.is_present(event.hotkey):
+            self.handle(event)
 
     def _wait_ended(self, waiter: _Waiter) -> None:
         if self.is_alive and waiter in self._waiters:
             self._waiters.remove(waiter)
-            self._answer_feed(waiter.hotkey, waiter.respond)
+            self._answer_feed(waiter.hotkey, waiter.process, waiter.respond)
 
     def _announce(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.timer.cancel()
-            self._answer_feed(waiter.hotkey, waiter.respond)
+            self._answer_feed(waiter.hotkey, waiter.process, waiter.respond)
 
-    def _answer_feed(self, hotkey: Hotkey, respond: Respond) -> None:
+    def _answer_feed(self, hotkey: Hotkey, process: NetworkHost | None, respond: Respond) -> None:
+        self._connections.answered(hotkey, process, self.clock.monotonic_s())
         feed = self.core.feed(hotkey, self.clock.now_s())
         respond(feed, MESSAGE_BYTES + RECORD_BYTES * (len(feed.peers) + len(feed.stages)))
 

@@ -302,3 +302,22 @@ async def test_stopping_answers_those_who_wait(tmp_path: Path, spec: RunSpec) ->
         await miner.api.lease(LeaseRequest(outer_step=0, next_microbatch_id=0, num_microbatches=1))
         await running.aclose()
         assert (await waiting).version == feed.version
+
+
+async def test_a_miner_whose_connection_breaks_off_is_not_waited_for_until_it_asks_again(tmp_path: Path) -> None:
+    spec = make_spec(num_stages=1, replicas=2)
+
+    async def told(url: str, words: str) -> None:
+        async with asyncio.timeout(10.0):
+            while not any(words in notice for notice in (await status_of(url)).notices):
+                pass  # each look waits for an answer
+
+    async with orchestrator(make_config(tmp_path), spec, make_chain()) as url, ready_miner(url, spec, 0) as miner:
+        async with ready_miner(url, spec, 1) as other:
+            await other.until(lambda feed: all(peer.state == "active" for peer in feed.peers))
+        # Its connections are closed now, as at the end of its process.
+        await told(url, f"{other.hotkey} of stage 0 is not waited for")
+        async with client(MINER_KEYS[1], url, spec) as api:
+            await api.feed(0, 0.0)
+            await told(url, f"{other.hotkey} of stage 0 is heard again")
+        assert not any(miner.hotkey in notice for notice in (await status_of(url)).notices)

@@ -20,7 +20,15 @@ from orion.common.protocol.messages import (
     Uploaded,
 )
 from orion.orchestrator.core import OrchestratorCore
-from orion.orchestrator.events import ObjectChecked, RequestArrived, Resumed, event_from_json, event_to_json
+from orion.orchestrator.events import (
+    ConnectionLost,
+    ConnectionSeen,
+    ObjectChecked,
+    RequestArrived,
+    Resumed,
+    event_from_json,
+    event_to_json,
+)
 
 NUM_STAGES, REPLICAS = 2, 3
 OUTER_STEPS = 9
@@ -100,6 +108,7 @@ class Day:
         action = self.rng.choice(
             [self.work] * 12
             + [self.stall, self.leave, self.forget, self.lie, self.lose, self.repeat, self.rubbish, self.restart]
+            + [self.break_off]
         )
         self.num_done[action.__name__] = self.num_done.get(action.__name__, 0) + 1
         action(hotkey)
@@ -116,6 +125,14 @@ class Day:
 
     def leave(self, hotkey: Hotkey) -> None:
         self.world.ask(hotkey, Leave(reason="chaos"))
+
+    def break_off(self, hotkey: Hotkey) -> None:
+        """The connections of some break off; not all of them come back."""
+        for other in {hotkey, *self.rng.sample(self.everybody, self.rng.randrange(3))}:
+            self.world.handle(ConnectionLost(hotkey=other, usual_s=self.rng.random()))
+        self.world.tick(self.rng.random())
+        if self.rng.random() < 0.5:
+            self.world.handle(ConnectionSeen(hotkey=hotkey))
 
     def forget(self, hotkey: Hotkey) -> None:
         """A miner's process starts anew."""
@@ -182,7 +199,7 @@ def test_a_bad_day_breaks_no_invariant_and_the_run_ends(seed: int) -> None:
     for _ in range(NUM_EVENTS):
         if not day.world.finished:
             day.do_anything()
-    assert len(day.num_done) == 9, "every kind of trouble has fired"
+    assert len(day.num_done) == 10, "every kind of trouble has fired"
     day.behave()
     twin = OrchestratorCore(day.world.spec, random.Random(7))
     for now_s, event in day.world.events:

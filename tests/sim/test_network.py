@@ -136,3 +136,18 @@ def test_a_lifted_impairment_harms_no_more() -> None:
     pair.ask("hello")
     pair.run()
     assert [answer for answer, _ in pair.ends] == ["re: hello"]
+
+
+def test_other_hosts_hear_that_a_process_has_ended_unless_that_is_lost_too() -> None:
+    pair = Pair()
+    broken: list[object] = []
+    pair.network.attach("b", pair.serve, on_broken=broken.append)
+    process = pair.network.host("a")
+    pair.network.detach("a")
+    pair.run()
+    assert broken == [process]
+    pair.network.attach("a", pair.serve)
+    pair.network.impair(Impairment("a", drop_share=1.0))
+    pair.network.detach("a")
+    pair.run()
+    assert broken == [process]

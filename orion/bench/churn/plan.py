@@ -4,6 +4,7 @@ Every device is paced: a forward and a backward take a fixed time, whatever the 
 processors would lose nothing when one of them goes, so there would be no surviving capacity to compare with.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -31,10 +32,10 @@ class Blow(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long a paced device takes for a microbatch."""
+    """How long a paced device takes for a microbatch. Nine of them with these times keep about one processor busy."""
 
-    forward_s: float = 0.2
-    backward_s: float = 0.4
+    forward_s: float = 0.1
+    backward_s: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +45,54 @@ class Sample:
     at_s: float
     trains: bool
     """All stages do."""
+    outer_step: int
     working: tuple[int, ...]
     """Active miners of each stage that are not under a blow."""
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """What was seen of a run, from its first microbatch on."""
+class Stretch:
+    """Part of the run, from the opening of one outer step to that of another."""
 
+    is_calm: bool
     began_s: float
     ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What was seen of a run: calm stretches and ones under blows take turns, and the last one is calm."""
+
+    stretches: tuple[Stretch, ...]
     applied_at_s: tuple[float, ...]
-    """When each microbatch was reported as applied."""
-    samples: tuple[Sample, ...] = ()
+    """When each microbatch had been applied on every stage, by the clock of the miner that did it last; sorted."""
+    samples: tuple[Sample, ...]
     kills_at_s: tuple[float, ...] = ()
 
-    @property
-    def rate_per_s(self) -> float:
-        """Microbatches applied in each second."""
-        count = sum(self.began_s <= at_s <= self.ended_s for at_s in self.applied_at_s)
-        return count / (self.ended_s - self.began_s)
+    def rate_per_s(self, stretch: Stretch) -> float:
+        """Microbatches applied in each second of a stretch."""
+        num_before = bisect_left(self.applied_at_s, stretch.began_s)
+        num_until = bisect_left(self.applied_at_s, stretch.ended_s)
+        return (num_until - num_before) / (stretch.ended_s - stretch.began_s)
+
+    def rates_per_s(self, *, calm: bool) -> float:
+        """The same of all calm stretches, or of all others, taken together."""
+        stretches = [stretch for stretch in self.stretches if stretch.is_calm is calm]
+        total_s = sum(stretch.ended_s - stretch.began_s for stretch in stretches)
+        return sum(self.rate_per_s(each) * (each.ended_s - each.began_s) for each in stretches) / total_s
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """What one kill cost."""
+
+    kill_s: float
+    """After the first stretch began."""
+    stall_s: float
+    """Longest time without any microbatch applied that ends after the kill and begins within `STALL_WINDOW_S` after it;
+    what the merge of an outer step takes there is in it."""
+    in_training_s: float
+    """Of it, without the time in which stages merged: what the data path lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +106,14 @@ class Churn:
     lost: int
     """Microbatches whose trip was cancelled and whose data was not leased again."""
     throughput_ratio: float
-    """Tokens a second, against the undisturbed run's times the surviving share of capacity."""
+    """Tokens a second under blows, against those of the calm stretches around times the surviving share of capacity."""
     surviving_share: float
     longest_stall_s: float
-    """Without any microbatch applied, within `STALL_WINDOW_S` after a kill; what the merges of outer steps take there
-    is in it."""
-    longest_stall_in_training_s: float
-    """The same without the time in which stages merged: what the data path lost, and not what the end of an outer step
-    waited for."""
+    """Of `stalls`."""
+    stalls: tuple[Stall, ...]
+    """What each kill cost."""
     longest_undisturbed_s: float
-    """The same of the undisturbed run, at any time."""
+    """Longest time without any microbatch applied in the calm stretches: what the end of an outer step costs anyway."""
     faults_fired: dict[str, int]
     tokens_per_s: dict[str, float]
 
@@ -134,21 +161,55 @@ def choose_victim(rng: Random, working: Mapping[int, Sequence[str]]) -> str | No
     return rng.choice(candidates) if candidates else None
 
 
-def surviving_share(course: Course, replicas: int) -> float:
-    """Mean over the time in which all stages train of the weakest stage's share of working miners."""
-    shares = [min(sample.working) / replicas for sample in course.samples if sample.trains]
+def surviving_share(course: Course, stretch: Stretch, replicas: int) -> float:
+    """Mean over a stretch, as far as all stages train, of the weakest stage's share of working miners; at most 1."""
+    shares = [
+        min(1.0, min(sample.working) / replicas)
+        for sample in course.samples
+        if sample.trains and stretch.began_s <= sample.at_s < stretch.ended_s
+    ]
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def longest_gap_s(course: Course) -> float:
-    """Longest time between two applied microbatches."""
-    times = sorted(at_s for at_s in course.applied_at_s if course.began_s <= at_s <= course.ended_s)
-    times = [course.began_s, *times, course.ended_s]
-    return max(later - earlier for earlier, later in pairwise(times))
+def mean_surviving_share(course: Course, replicas: int) -> float:
+    """The same over all stretches under blows."""
+    stretches = [stretch for stretch in course.stretches if not stretch.is_calm]
+    total_s = sum(stretch.ended_s - stretch.began_s for stretch in stretches)
+    return sum(surviving_share(course, each, replicas) * (each.ended_s - each.began_s) for each in stretches) / total_s
+
+
+def throughput_ratio(course: Course, replicas: int) -> float:
+    """Microbatches applied under blows ÷ those that the surviving capacity allows.
+
+    Each stretch is held against the calm ones before and after it, so that a machine that slows down meanwhile, or has
+    other work, changes little.
+    """
+    num_applied, num_possible = 0.0, 0.0
+    for before, stretch, after in zip(course.stretches, course.stretches[1:], course.stretches[2:], strict=False):
+        if stretch.is_calm:
+            continue
+        seconds = stretch.ended_s - stretch.began_s
+        calm_rate = (course.rate_per_s(before) + course.rate_per_s(after)) / 2
+        num_applied += course.rate_per_s(stretch) * seconds
+        num_possible += calm_rate * surviving_share(course, stretch, replicas) * seconds
+    return num_applied / num_possible if num_possible else 0.0
+
+
+def longest_calm_gap_s(course: Course) -> float:
+    """Longest time between two applied microbatches that lies in a calm stretch."""
+    return max(
+        (
+            later - earlier
+            for earlier, later in pairwise(course.applied_at_s)
+            for stretch in course.stretches
+            if stretch.is_calm and stretch.began_s <= earlier and later <= stretch.ended_s
+        ),
+        default=0.0,
+    )
 
 
 def training_s(course: Course, from_s: float, to_s: float) -> float:
-    """How much of a stretch of time all stages trained, as far as the samples tell."""
+    """How much of a time all stages trained, as far as the samples tell."""
     total_s = 0.0
     for sample, following in pairwise(course.samples):
         if sample.trains:
@@ -156,16 +217,13 @@ def training_s(course: Course, from_s: float, to_s: float) -> float:
     return total_s
 
 
-def longest_stall_s(course: Course, *, in_training: bool = False) -> float:
-    """Longest time between two applied microbatches that begins within `STALL_WINDOW_S` after a kill, or spans it.
-
-    `in_training`: of each such time only what all stages spent training.
-    """
-    times = [*sorted(course.applied_at_s), course.ended_s]
-    longest = 0.0
-    for earlier, later in pairwise(times):
-        for kill_s in course.kills_at_s:
-            if later > kill_s and earlier < kill_s + STALL_WINDOW_S:
-                from_s = max(earlier, kill_s)
-                longest = max(longest, training_s(course, from_s, later) if in_training else later - from_s)
-    return longest
+def stall_after(course: Course, kill_s: float) -> Stall:
+    """What a kill at that time cost."""
+    began_s = course.stretches[0].began_s
+    gaps = [
+        (max(earlier, kill_s), later)
+        for earlier, later in pairwise([*course.applied_at_s, course.stretches[-1].ended_s])
+        if later > kill_s and earlier < kill_s + STALL_WINDOW_S
+    ]
+    from_s, to_s = max(gaps, key=lambda gap: gap[1] - gap[0], default=(kill_s, kill_s))
+    return Stall(kill_s - began_s, to_s - from_s, training_s(course, from_s, to_s))

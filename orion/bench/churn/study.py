@@ -1,4 +1,4 @@
-"""Runs a swarm of real processes twice, undisturbed and under blows, and reads what came of it.
+"""Runs a swarm of real processes, calm and under blows by turns, and reads what came of it.
 
 Miners are processes with real sockets; other miners reach each of them through a proxy in this process, which can cut
 it off. The orchestrator's chain is in memory. Nothing but `orion.bench.workers` starts or ends processes.
@@ -21,11 +21,13 @@ from orion.bench.churn.plan import (
     Course,
     Pace,
     Sample,
+    Stretch,
     choose_victim,
     churn_spec,
-    longest_gap_s,
-    longest_stall_s,
-    surviving_share,
+    longest_calm_gap_s,
+    mean_surviving_share,
+    stall_after,
+    throughput_ratio,
 )
 from orion.bench.churn.proxy import CutProxy, free_port
 from orion.bench.pipeline.orion_roles import OrchestratorTask, miner_uri
@@ -36,7 +38,7 @@ from orion.common.errors import TransportError
 from orion.common.ids import MemberState, Phase
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
-from orion.common.protocol.records import LossPoint, RunStatus
+from orion.common.protocol.records import RunStatus
 from orion.common.protocol.signing import hotkey_of, keypair_from_uri
 from orion.common.train.data import prepare
 from orion.miner.config import MinerConfig
@@ -45,7 +47,10 @@ from orion.orchestrator.config import OrchestratorConfig
 HOST = "127.0.0.1"
 SAMPLE_S = 0.2
 START_LIMIT_S = 300.0
+WHOLE_LIMIT_S = 60.0
+"""For newcomers to take the places of those that were struck."""
 SETTLE_LIMIT_S = 90.0
+KILL_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,10 @@ class Settings:
     replicas: int = 3
     num_blows: int = 6
     every_s: float = 20.0
-    undisturbed_s: float = 60.0
+    num_rounds: int = 2
+    """Stretches that the blows are spread over; before, between and after them lie calm ones."""
+    undisturbed_s: float = 30.0
+    """Of each calm stretch, at least: it ends with an outer step."""
     outer_step_s: float = 15.0
     pace: Pace = field(default_factory=Pace)
     seed: int = 0
@@ -68,6 +76,8 @@ class _Miner:
     proxy: CutProxy
     hotkey: str
     blow: Blow | None = None
+    has_fired: bool = False
+    """The blow was seen to do what it should."""
 
 
 @dataclass(slots=True)
@@ -85,6 +95,10 @@ class _Swarm:
     stack: AsyncExitStack
     http: HttpClient
     miners: dict[str, _Miner] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    struck: list[tuple[_Miner, float]] = field(default_factory=list)
+    """In order, with the time of the blow."""
+    fired: dict[Blow, int] = field(default_factory=lambda: dict.fromkeys(Blow, 0))
 
     async def start_miner(self, stage_index: int | None) -> None:
         """One more, with a key of its own."""
@@ -118,13 +132,6 @@ class _Swarm:
     async def status(self) -> RunStatus:
         return await OrchestratorClient.status(self.http, self.url)
 
-    async def losses(self) -> list[LossPoint]:
-        """All that were reported."""
-        points: list[LossPoint] = []
-        while (batch := await OrchestratorClient.losses(self.http, self.url, len(points))).points:
-            points.extend(batch.points)
-        return points
-
     async def when_training(self) -> None:
         """Waits for the first microbatches. Raises BenchError."""
         deadline_s = self.clock.monotonic_s() + START_LIMIT_S
@@ -146,26 +153,41 @@ class _Swarm:
                 found[member.stage_index].append(names[member.hotkey])
         return found
 
-    def sample(self, status: RunStatus) -> Sample:
+    async def look(self) -> tuple[RunStatus, Sample]:
+        """Takes a sample, and waits until the next one is due."""
+        await asyncio.sleep(SAMPLE_S)
+        status = await self.status()
         trains = all(stage.phase is Phase.TRAIN for stage in status.stages)
         working = self.working(status)
-        return Sample(self.clock.now_s(), trains, tuple(len(working[index]) for index in sorted(working)))
+        num_working = tuple(len(working[index]) for index in sorted(working))
+        self.samples.append(Sample(self.clock.now_s(), trains, status.outer_step, num_working))
+        return status, self.samples[-1]
+
+    async def opening(self, not_before_s: float = 0.0) -> float:
+        """Waits for the next opening of an outer step at or after that time, and says when it was."""
+        trained = True
+        while True:
+            _, sample = await self.look()
+            if sample.trains and not trained and sample.at_s >= not_before_s:
+                return sample.at_s
+            trained = sample.trains
+
+    def applied_at_s(self) -> tuple[float, ...]:
+        """When each microbatch had been applied on every stage, as the first stage's miners told, dead ones too."""
+        return tuple(sorted(float(line) for miner in self.miners.values() for line in miner.worker.output_lines()))
 
 
 async def run_study(settings: Settings, data_root: Path, clock: Clock, environment: Mapping[str, str]) -> Churn:
-    """Both runs, one after the other. Raises BenchError."""
+    """One run. Raises BenchError."""
     spec = churn_spec(settings.num_stages, settings.replicas, settings.outer_step_s, settings.pace)
     data_folder = data_root / spec.data.folder_name()
     digest = (await asyncio.to_thread(prepare, spec.data, data_folder)).digest
     spec = RunSpec.parse({**spec.model_dump(mode="json"), "data_digest": digest}, "churn benchmark")
     environment = {**environment, "OMP_NUM_THREADS": "1"}
     async with _running(settings, spec, data_folder, clock, environment) as swarm:
-        calm = await _observe(swarm, settings.undisturbed_s)
-    async with _running(settings, spec, data_folder, clock, environment) as swarm:
-        blows: list[tuple[Blow, float]] = []
-        course = await _observe(swarm, settings.num_blows * settings.every_s, blows)
+        course = await _observe(swarm)
         status = await _settled(swarm)
-    return _figures(settings, calm, course, blows, status)
+    return _figures(settings, course, swarm.fired, status)
 
 
 @asynccontextmanager
@@ -194,30 +216,50 @@ async def _running(
         yield swarm
 
 
-async def _observe(swarm: _Swarm, seconds: float, blows: list[tuple[Blow, float]] | None = None) -> Course:
-    """Watches for so long; with `blows`, strikes somebody every `every_s` and lets another one join, and notes it."""
-    rng = random.Random(f"churn {swarm.settings.seed}")
-    kinds = list(Blow) * swarm.settings.num_blows
-    samples: list[Sample] = []
-    began_s = swarm.clock.now_s()
-    next_blow_s = began_s
-    while swarm.clock.now_s() < began_s + seconds:
-        status = await swarm.status()
-        if blows is not None and swarm.clock.now_s() >= next_blow_s and len(blows) < swarm.settings.num_blows:
-            next_blow_s += swarm.settings.every_s
-            await _strike(swarm, rng, kinds[len(blows)], status, blows)
-        samples.append(swarm.sample(status))
-        await asyncio.sleep(SAMPLE_S)
-    ended_s = swarm.clock.now_s()
-    applied = tuple(point.time_s for point in await swarm.losses())
-    kills = tuple(at_s for blow, at_s in blows or () if blow is Blow.KILL)
-    return Course(began_s, ended_s, applied, tuple(samples), kills)
+async def _observe(swarm: _Swarm) -> Course:
+    """Calm and blows by turns. Raises BenchError."""
+    settings = swarm.settings
+    rng = random.Random(f"churn {settings.seed}")
+    kinds = list(Blow) * settings.num_blows
+    stretches: list[Stretch] = []
+    num_left = settings.num_blows
+    for num_rounds_left in range(settings.num_rounds, -1, -1):
+        await _whole(swarm)
+        began_s = await swarm.opening()
+        ended_s = await swarm.opening(began_s + settings.undisturbed_s)
+        stretches.append(Stretch(True, began_s, ended_s))
+        if not num_rounds_left:
+            break
+        num_blows = -(-num_left // num_rounds_left)
+        num_left -= num_blows
+        began_s = ended_s
+        for place in range(num_blows):
+            await _strike(swarm, rng, kinds[len(swarm.struck)])
+            until_s = began_s + (place + 1) * settings.every_s
+            while swarm.clock.now_s() < until_s:
+                await swarm.look()
+        stretches.append(Stretch(False, began_s, await swarm.opening()))
+    await _recover(swarm)
+    kills = tuple(at_s for miner, at_s in swarm.struck if miner.blow is Blow.KILL)
+    return Course(tuple(stretches), swarm.applied_at_s(), tuple(swarm.samples), kills)
 
 
-async def _strike(
-    swarm: _Swarm, rng: random.Random, blow: Blow, status: RunStatus, blows: list[tuple[Blow, float]]
-) -> None:
-    _recover(swarm)
+async def _whole(swarm: _Swarm) -> None:
+    """Waits until every stage has as many active miners as it should. Raises BenchError."""
+    await _recover(swarm)
+    deadline_s = swarm.clock.monotonic_s() + WHOLE_LIMIT_S
+    while True:
+        _, sample = await swarm.look()
+        if min(sample.working) >= swarm.settings.replicas:
+            return
+        if swarm.clock.monotonic_s() > deadline_s:
+            raise BenchError(f"after {WHOLE_LIMIT_S:.0f} s only {sample.working} miners of the stages work")
+
+
+async def _strike(swarm: _Swarm, rng: random.Random, blow: Blow) -> None:
+    """Strikes somebody, and lets another one join."""
+    await _recover(swarm)
+    status, _ = await swarm.look()
     name = choose_victim(rng, swarm.working(status))
     if name is None:
         raise BenchError(f"nobody can be struck: {swarm.working(status)}")
@@ -230,18 +272,37 @@ async def _strike(
             victim.worker.process.send_signal(signal.SIGSTOP)
         case Blow.CUT:
             victim.proxy.cut()
-    blows.append((blow, swarm.clock.now_s()))
+    swarm.struck.append((victim, swarm.clock.now_s()))
     await swarm.start_miner(None)
 
 
-def _recover(swarm: _Swarm) -> None:
-    """Ends the blows that last: who was stopped is killed, who was cut off is reached again."""
-    for miner in swarm.miners.values():
-        if miner.blow is Blow.STOP:
-            miner.worker.process.kill()
-        elif miner.blow is Blow.CUT:
+async def _recover(swarm: _Swarm) -> None:
+    """Ends the newest blow, if it lasts, and counts it if it was felt: who was stopped is killed, who was cut off is
+    reached again."""
+    if not swarm.struck or swarm.struck[-1][0].has_fired:
+        return
+    miner = swarm.struck[-1][0]
+    process = miner.worker.process
+    assert miner.blow is not None
+    match miner.blow:
+        case Blow.KILL:
+            miner.has_fired = await asyncio.to_thread(process.wait, KILL_LIMIT_S) == -signal.SIGKILL
+        case Blow.STOP:
+            miner.has_fired = _is_stopped(process.pid)
+            process.kill()
+        case Blow.CUT:
+            miner.has_fired = miner.proxy.held_back.is_set()
             miner.proxy.heal()
-            miner.blow = None
+    if not miner.has_fired:
+        raise BenchError(f"{miner.worker.name} has felt nothing of a {miner.blow}")
+    swarm.fired[miner.blow] += 1
+    if miner.blow is Blow.CUT:
+        miner.blow = None
+
+
+def _is_stopped(pid: int) -> bool:
+    """The state of a process follows its name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 async def _settled(swarm: _Swarm) -> RunStatus:
@@ -255,26 +316,23 @@ async def _settled(swarm: _Swarm) -> RunStatus:
         await asyncio.sleep(SAMPLE_S)
 
 
-def _figures(
-    settings: Settings, calm: Course, course: Course, blows: list[tuple[Blow, float]], status: RunStatus
-) -> Churn:
+def _figures(settings: Settings, course: Course, fired: Mapping[Blow, int], status: RunStatus) -> Churn:
     tokens = status.tokens // max(1, status.microbatches_applied)
-    share = surviving_share(course, settings.replicas)
-    possible = calm.rate_per_s * share
+    stalls = tuple(stall_after(course, kill_s) for kill_s in course.kills_at_s)
     return Churn(
         started=status.microbatches_started,
         applied=status.microbatches_applied,
         repaired=status.microbatches_repaired.model_dump(),
         cancelled=status.microbatches_cancelled,
         lost=status.microbatches_cancelled - status.microbatches_repaired.released,
-        throughput_ratio=course.rate_per_s / possible if possible else 0.0,
-        surviving_share=share,
-        longest_stall_s=longest_stall_s(course),
-        longest_stall_in_training_s=longest_stall_s(course, in_training=True),
-        longest_undisturbed_s=longest_gap_s(calm),
-        faults_fired={kind.value: sum(blow is kind for blow, _ in blows) for kind in Blow},
+        throughput_ratio=throughput_ratio(course, settings.replicas),
+        surviving_share=mean_surviving_share(course, settings.replicas),
+        longest_stall_s=max((stall.stall_s for stall in stalls), default=0.0),
+        stalls=stalls,
+        longest_undisturbed_s=longest_calm_gap_s(course),
+        faults_fired={kind.value: fired[kind] for kind in Blow},
         tokens_per_s={
-            "undisturbed": calm.rate_per_s * tokens,
-            "disturbed": course.rate_per_s * tokens,
+            "undisturbed": course.rates_per_s(calm=True) * tokens,
+            "disturbed": course.rates_per_s(calm=False) * tokens,
         },
     )
