@@ -90,8 +90,8 @@ class Membership:
         return sum(member.state is state for member in self.stages[stage_index].values())
 
     def supply(self) -> list[int]:
-        """Present members of each stage that may work."""
-        return [sum(not member.is_barred for member in stage.values()) for stage in self.stages]
+        """Present members of each stage that may work, and have not died as far as is known."""
+        return [sum(not (member.is_barred or member.is_suspect) for member in stage.values()) for stage in self.stages]
 
     def has_room(self, hotkey: Hotkey) -> bool:
         """Whether this hotkey can be added: known already, or room is left once the gone are forgotten."""

@@ -182,6 +182,14 @@ def test_a_checkpoint_is_asked_of_another_at_once() -> None:
     assert world.stage(0).checkpoint_by in {A0, A1} - {asked}
 
 
+def test_a_newcomer_takes_the_place_of_a_suspect() -> None:
+    world = started()
+    lose(world, B0)
+    world.tick(GRACE_MIN_S)
+    world.join(A2)
+    assert set(world.members(1)) == {A2, B0, B1}
+
+
 def test_the_last_of_a_stage_is_waited_for() -> None:
     world = started()
     num_applied = world.train()
