@@ -73,7 +73,7 @@ class HttpClient:
         `url` is sent exactly as given. `timeout_s` covers everything until the block is left, and errors inside the
         block are translated too. Raises RefusedError for a 4xx, TransportError otherwise.
         """
-        target = _parse_url(url)
+        target = parse_url(url)
         try:
             async with self._session.request(
                 method,
@@ -162,7 +162,7 @@ async def _error_of(response: aiohttp.ClientResponse, method: str, url: str) -> 
     return TransportError(f"{method} {_short(url)}: answered {response.status}")
 
 
-def _parse_url(url: str) -> URL:
+def parse_url(url: str) -> URL:
     """Peers say where they are, so what is no address must not be our mistake. Raises TransportError."""
     try:
         target = URL(url, encoded=True)

@@ -13,12 +13,15 @@ from pydantic import ValidationError
 from orion.common.clock import Clock, SystemClock
 from orion.common.errors import TransportError
 from orion.common.ids import PROTOCOL_VERSION, Digest, Hotkey
+from orion.common.net.answer_parser import ANSWER_BYTES_MAX
 from orion.common.net.http import MESSAGE_BYTES_MAX, HttpClient, read_bounded
+from orion.common.net.tensor_sender import TensorSender, address_of
 from orion.common.protocol.messages import (
     Accepted,
     Message,
     Transfer,
 )
+from orion.common.protocol.refusals import RefusedError, refusal_from_answer
 from orion.common.protocol.signing import Keypair, NonceSource, hotkey_of, sign_request
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class RpcClient:
     def __init__(self, keypair: Keypair, run_digest: Digest | None, clock: Clock | None = None) -> None:
         """`run_digest` is None where there is no run."""
         self.http = HttpClient()
+        self._tensors = TensorSender()
         self.hotkey = hotkey_of(keypair)
         self._keypair = keypair
         self._run_digest = run_digest
@@ -46,6 +50,7 @@ class RpcClient:
         await self.close()
 
     async def close(self) -> None:
+        self._tensors.close()
         await self.http.close()
 
     async def call(
@@ -87,8 +92,20 @@ class RpcClient:
         """Sends a tensor body that `transfer` describes (digest and size must be the body's). Raises as `call`."""
         query = {"transfer": transfer.model_dump_json(exclude_defaults=True)}
         target, headers = self.signed_head("POST", receiver, route, query)
-        async with self.http.open("POST", base_url + target, headers=headers, data=body, timeout_s=timeout_s) as answer:
-            return parse_answer(Accepted, await read_bounded(answer, MESSAGE_BYTES_MAX), route)
+        address = address_of(base_url)
+        if address is None:
+            url = base_url + target
+            async with self.http.open("POST", url, headers=headers, data=body, timeout_s=timeout_s) as response:
+                return parse_answer(Accepted, await read_bounded(response, ANSWER_BYTES_MAX), route)
+        try:
+            answer = await self._tensors.post(address, target, headers, body, timeout_s=timeout_s)
+        except TransportError as error:
+            raise TransportError(f"POST {base_url}{route}: {error}") from error
+        if answer.status == 200:
+            return parse_answer(Accepted, answer.body, route)
+        if 400 <= answer.status < 500:
+            raise RefusedError(refusal_from_answer(answer.status, answer.body))
+        raise TransportError(f"POST {base_url}{route}: answered {answer.status}")
 
     async def fetch_tensor(
         self, base_url: str, receiver: Hotkey, route: str, message: Message, *, size_bytes_max: int, timeout_s: float

@@ -10,6 +10,7 @@ it; one request at a time; every wait has a bound: the handler's own for bodies,
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -30,8 +31,9 @@ HEAD_BYTES_MAX = 64 * 1024
 """A tensor's query names the path so far: 512 stages take 30 KB."""
 LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away, so that the refusal reaches its sender."""
-_READ_BYTES = 256 * 1024
-"""Taken from the socket at a time: it is hashed while it still lies in the processor's cache."""
+_READ_BYTES = 512 * 1024
+"""Of a body, the kernel wakes us once so much has come (or the rest, or nothing more will), and so much is taken at a
+time: few wakes, and each part is hashed while it still lies in the processor's cache and the next one is coming."""
 _LENGTH_DIGITS_MAX = 15
 _HEAD_END = b"\r\n\r\n"
 
@@ -130,6 +132,7 @@ class TensorConnection(asyncio.BufferedProtocol):
         self._num_searched = 0
         self._num_unread = 0
         """Of the body at hand, those that are still to come from the socket."""
+        self._num_to_wake = 1
         self._arrival: _Arrival | None = None
         self._is_discarding = False
         self._keeps_alive = True
@@ -166,6 +169,8 @@ class TensorConnection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
                 self._arrival.ended.set_result(None)
                 self._arrival = None
+            else:
+                self._wake_at(min(self._num_unread, _READ_BYTES))
         elif self._is_discarding:
             self._num_unread -= nbytes
             if self._num_unread == 0:
@@ -236,16 +241,25 @@ class TensorConnection(asyncio.BufferedProtocol):
             if self._transport.is_closing():
                 raise ConnectionResetError("the sender broke off")
             self._arrival = arrival
+            self._wake_at(min(self._num_unread, _READ_BYTES))
             self._transport.resume_reading()
             try:
                 await arrival.ended
             finally:
+                self._wake_at(1)
                 if self._arrival is not None:
                     self._arrival = None
                     self._transport.pause_reading()
         if arrival.hasher.hexdigest() != digest:
             raise refused(RefusalCode.DIGEST_MISMATCH, "body is not what its digest says")
         return arrival.view
+
+    def _wake_at(self, num_bytes: int) -> None:
+        """From now on the kernel tells of what has come once it is so much, or once nothing more will come."""
+        if num_bytes != self._num_to_wake and not self._transport.is_closing():
+            self._num_to_wake = num_bytes
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
 
     def _drop_held(self, num_bytes: int) -> None:
         self._head[: self._num_held - num_bytes] = self._head[num_bytes : self._num_held]

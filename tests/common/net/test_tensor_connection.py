@@ -96,6 +96,21 @@ async def test_a_head_that_comes_in_pieces_is_one_head(taker: Taker, caller: Cal
     assert bytes(taker.taken[0]) == BODIES[1]
 
 
+async def test_a_body_that_trickles_in_is_taken_with_its_last_byte_and_the_next_head_at_once(
+    taker: Taker, caller: Caller
+) -> None:
+    body = bytes(range(256)) * 3000
+    data = request(body)
+    for start in range(0, len(data), 50_000):
+        caller.writer.write(data[start : start + 50_000])
+        await caller.writer.drain()
+        await asyncio.sleep(0)
+    assert (await caller.answer())[0] == 200
+    caller.writer.write(request(BODIES[0]))
+    assert (await caller.answer())[0] == 200
+    assert [bytes(taken) for taken in taker.taken] == [body, BODIES[0]]
+
+
 @pytest.mark.parametrize("body", BODIES, ids=len)
 async def test_after_a_refused_body_the_connection_goes_on(taker: Taker, caller: Caller, body: bytes) -> None:
     caller.writer.write(request(body, "/refuse") + request(BODIES[1]))
