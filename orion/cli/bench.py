@@ -296,3 +296,31 @@ def transport(
             print(f"{name}: {value}")
     if study.faults() and not quick:
         raise typer.Exit(1)
+
+
+@bench_app.command()
+def overlap(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model: no bar is held against it.")] = False,
+    outer_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of each mode's run.")] = 3,
+    up_mbyte: Annotated[
+        float, typer.Option(min=0.01, help="Megabytes a second that a miner sends; 0.01 at least.")
+    ] = 6.0,
+    as_json: Json = False,
+) -> None:
+    """How idle devices are, and what the loss is, with merging that blocks, that is overlapped, and with less to send.
+
+    A simulated swarm: real tensors, virtual time. Exits 1 when a bar does not hold.
+    """
+    from orion.bench.overlap_study import Workload, format_result, overlap_study, with_links
+
+    workload = Workload.quick() if quick else with_links(Workload.usual(outer_steps), up_mbyte * 1e6)
+    study = overlap_study(workload, None if as_json else lambda result: print(format_result(result), flush=True))
+    if as_json:
+        print(json.dumps(study.as_json()))
+    else:
+        print(f"merging takes {study.merging_share:.1%} of the blocking run")
+        for fault in study.faults():
+            print(fault)
+    if study.faults() and not quick:
+        raise typer.Exit(1)

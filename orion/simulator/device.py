@@ -35,12 +35,16 @@ class Device:
     """Factors by which everything takes longer now."""
     num_slowed: int = 0
     """Jobs that took longer because of them."""
+    busy_s: float = 0.0
+    """Seconds of all jobs so far, those that were given a moment ago included."""
 
     def duration_s(self, job: Job) -> float:
         """Draws how long this job takes."""
         self.num_slowed += bool(self.slowdowns)
         seconds = self._usual_s(job) * math.prod(self.slowdowns)
-        return seconds * (1.0 + self.profile.spread * self.rng.uniform(-1.0, 1.0))
+        seconds *= 1.0 + self.profile.spread * self.rng.uniform(-1.0, 1.0)
+        self.busy_s += seconds
+        return seconds
 
     def _usual_s(self, job: Job) -> float:
         profile = self.profile

@@ -7,7 +7,8 @@ connections off, so callers and the hosts that it called learn it soon; when mes
 All randomness comes from the generator that was passed in.
 
 A host's link is modelled by serialised bytes: what leaves (or reaches) a host queues behind what left (reached) it
-before.
+before. Where `LinkProfile.bulk_share` is set, what goes to and from a bulk host (the store) queues by itself, with that
+share of each link: connections share a link, so a large upload does not hold up small messages.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,8 @@ class LinkProfile:
     """Up to this much is added to each message, evenly."""
     up_bytes_per_s: float = 100e6
     down_bytes_per_s: float = 100e6
+    bulk_share: float | None = None
+    """Share of each link that transfers with bulk hosts have for themselves; None: everything is in one queue."""
     timeout_s: float = 5.0
     """A caller gives up on a request after this unless the request itself says otherwise."""
 
@@ -70,15 +73,25 @@ class Impairment:
 
 
 @dataclass(slots=True, eq=False)
+class Lane:
+    """What queues by itself on a host's link."""
+
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    up_free_s: float = 0.0
+    down_free_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
 class Host:
     """One process at an address: a process that starts there later is another `Host`."""
 
     handler: Handler
     on_broken: OnBroken | None
-    up_bytes_per_s: float
-    down_bytes_per_s: float
-    up_free_s: float = 0.0
-    down_free_s: float = 0.0
+    lane: Lane
+    bulk_lane: Lane
+    """The same one where nothing is kept apart."""
+    is_bulk: bool
     unanswered: "dict[_Exchange, None]" = field(default_factory=dict)
     """Requests that the process has taken and not answered, in the order in which they came."""
 
@@ -97,13 +110,23 @@ class Network:
         """Requests and answers that were put on the wire."""
 
     def attach(
-        self, address: Address, handler: Handler, rate_share: float = 1.0, on_broken: OnBroken | None = None
+        self,
+        address: Address,
+        handler: Handler,
+        rate_share: float = 1.0,
+        on_broken: OnBroken | None = None,
+        *,
+        is_bulk: bool = False,
     ) -> None:
         """A process starts at this address, with `rate_share` of the profile's rates; one that ran there has ended.
         `on_broken` hears of the end of every other process."""
-        profile = self._profile
-        up_bytes_per_s, down_bytes_per_s = profile.up_bytes_per_s * rate_share, profile.down_bytes_per_s * rate_share
-        self._hosts[address] = Host(handler, on_broken, up_bytes_per_s, down_bytes_per_s)
+        bulk_share = self._profile.bulk_share
+        lane = self._lane(rate_share * (1.0 if bulk_share is None else 1.0 - bulk_share))
+        bulk_lane = lane if bulk_share is None else self._lane(rate_share * bulk_share)
+        self._hosts[address] = Host(handler, on_broken, lane, bulk_lane, is_bulk)
+
+    def _lane(self, rate_share: float) -> Lane:
+        return Lane(self._profile.up_bytes_per_s * rate_share, self._profile.down_bytes_per_s * rate_share)
 
     def detach(self, address: Address) -> None:
         """The process at this address ends: its connections break off, new ones are refused, it hears no answers."""
@@ -188,12 +211,15 @@ class Network:
     def _arrival_s(self, source: Address, target: Address, size_bytes: int) -> float:
         """When the last byte is there. Reserves both links, in the order of sending."""
         arrival_s = self._clock.now_s()
-        sender, receiver = self._hosts.get(source), self._hosts.get(target)
-        if sender is not None:
+        from_host, to_host = self._hosts.get(source), self._hosts.get(target)
+        is_bulk = any(host is not None and host.is_bulk for host in (from_host, to_host))
+        if from_host is not None:
+            sender = from_host.bulk_lane if is_bulk else from_host.lane
             sender.up_free_s = max(arrival_s, sender.up_free_s) + size_bytes / sender.up_bytes_per_s
             arrival_s = sender.up_free_s
         arrival_s += self.latency_s(source, target) + self._rng.random() * self._profile.jitter_s
-        if receiver is not None:
+        if to_host is not None:
+            receiver = to_host.bulk_lane if is_bulk else to_host.lane
             arrival_s = max(arrival_s, receiver.down_free_s + size_bytes / receiver.down_bytes_per_s)
             receiver.down_free_s = arrival_s
         return arrival_s

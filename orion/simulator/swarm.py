@@ -54,6 +54,8 @@ class Scenario:
     """A run that is not finished by then has failed."""
     link: LinkProfile = field(default_factory=LinkProfile)
     device: DeviceProfile = field(default_factory=DeviceProfile)
+    store_rate_share: float = 1.0
+    """The store's link, as a multiple of a miner's."""
     num_spares: int = 0
     """Registered hotkeys beyond stages × replicas, whose miners only start when somebody starts them."""
     faults: tuple[Fault, ...] = ()
@@ -111,7 +113,7 @@ class Swarm:
     def start(self) -> None:
         """Everything but the spares comes up."""
         world = self.world
-        world.network.attach(STORE, world.store.serve)
+        world.network.attach(STORE, world.store.serve, self.scenario.store_rate_share, is_bulk=True)
         self.orchestrator.start()
         self.validator.start()
         rng = world.rng("start")

@@ -151,3 +151,16 @@ def test_other_hosts_hear_that_a_process_has_ended_unless_that_is_lost_too() -> 
     pair.network.detach("a")
     pair.run()
     assert broken == [process]
+
+
+@pytest.mark.parametrize(("bulk_share", "small_s"), [(0.5, 0.04), (None, 1.02)])
+def test_transfers_with_a_bulk_host_queue_by_themselves(bulk_share: float | None, small_s: float) -> None:
+    """With their share of the link; without one, what comes after a large upload waits for it."""
+    rates = {"up_bytes_per_s": 1e3, "down_bytes_per_s": 1e6}
+    pair = Pair(LinkProfile(latency_s=0.0, jitter_s=0.0, bulk_share=bulk_share, **rates))
+    pair.network.attach("store", pair.serve, rate_share=100.0, is_bulk=True)
+    pair.network.request("a", "store", "large", 1000, lambda answer: None)
+    pair.ask("small", size_bytes=10)
+    while not pair.ends:
+        assert pair.clock.step()
+    assert pair.ends[0][1] == pytest.approx(small_s, abs=0.01)
