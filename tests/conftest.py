@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from seaweed import CREDENTIALS, S3Server, s3_server
 
 torch.set_num_threads(1)
 
@@ -18,3 +19,14 @@ def _chain_metadata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITTENSOR_RUNTIME_CACHE_DIR", str(tmp_path_factory.mktemp("chain-metadata")))
         yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started by the first test that needs it, and credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as patch, s3_server(tmp_path_factory.mktemp("s3")) as server:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        yield server

@@ -119,8 +119,10 @@ class LocalSwarm:
         clock: Clock,
         environment: dict[str, str],
         source: Path | None = None,
+        store: str | None = None,
     ) -> None:
-        """`port` is the orchestrator's, 0 = any free one; `source` the checkpoint that the run goes on from."""
+        """`port` is the orchestrator's, 0 = any free one; `source` the checkpoint that the run goes on from; `store`
+        the address of an object store on S3, None = a folder."""
         self.spec = spec
         self.keys = keys
         chain_port, any_port, *miner_ports = free_ports(2 + len(keys.miners))
@@ -132,6 +134,7 @@ class LocalSwarm:
         self._device = device
         self._environment = environment
         self._source = source
+        self._store = store
         self._processes = ProcessGroup(paths.logs, clock)
         self._clock = clock
         self._restarts = 0
@@ -227,6 +230,7 @@ class LocalSwarm:
                 str(paths.state),
                 "--data",
                 str(paths.data),
+                *(() if self._store is None else ("--store", self._store)),
                 *self._subnet_arguments(),
                 *(() if self._source is None else ("--from", str(self._source))),
             ],

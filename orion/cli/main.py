@@ -49,6 +49,12 @@ OrchestratorUrl = Annotated[
     str, typer.Option("--orchestrator", help="URL of the orchestrator.", envvar="ORION_ORCHESTRATOR")
 ]
 
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="Object store on S3: s3://BUCKET/PREFIX?endpoint=URL&region=NAME; else a folder.", envvar="ORION_STORE"
+    ),
+]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the prepared data; fetched when it is empty.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto = cuda where there is one.")]
 Threads = Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)]
@@ -91,6 +97,7 @@ def up(
     folder: Annotated[Path, typer.Option(help="Where data and runs are kept.", envvar="ORION_FOLDER")] = DEFAULT_FOLDER,
     compare: Annotated[bool, typer.Option("--compare", help="Train the same model in one process afterwards.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving after the report, until Ctrl-C.")] = False,
+    store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Trains a model through a whole swarm on this machine, and checks the result."""
@@ -117,7 +124,15 @@ def up(
     # The SDK keeps every chain's metadata in the home folder; those of chains that live for one run don't belong there.
     os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(folder.absolute() / "chain-metadata"))
     options = UpOptions(
-        run_file, overrides, folder, port=port, device=device, compare=compare, keep=keep, source=source
+        run_file,
+        overrides,
+        folder,
+        port=port,
+        device=device,
+        compare=compare,
+        keep=keep,
+        source=source,
+        store=store,
     )
 
     def report(outcome: SwarmOutcome, found: list[str]) -> None:
@@ -312,10 +327,11 @@ def orchestrator(
     netuid: Netuid,
     network: Network = "finney",
     fallback: Fallback = None,
-    state: Annotated[Path, typer.Option(help="Folder of the journal and the object store.")] = DEFAULT_FOLDER
+    state: Annotated[Path, typer.Option(help="Folder of the journal and of objects without --store.")] = DEFAULT_FOLDER
     / "orchestrator",
     data: DataFolder = DEFAULT_FOLDER / "data",
     source: GoOnFrom = None,
+    store: Store = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535, envvar="ORION_PORT")] = 8700,
     wallet_path: WalletPath = DEFAULT_WALLETS,
@@ -331,7 +347,7 @@ def orchestrator(
     from orion.orchestrator.config import OrchestratorConfig
 
     log_lines()
-    config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port)
+    config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port, store=store)
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
     subnet = Subnet(network, netuid, tuple(fallback or ()))
     _run(run_orchestrator(run_file, config, keypair, subnet, source), stop_with_stdin=stop_with_stdin)

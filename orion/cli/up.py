@@ -32,6 +32,7 @@ from orion.common.net.checkpoint_folder import CheckpointFiles, write_checkpoint
 from orion.common.net.http import HttpClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
+from orion.common.net.s3_address import below
 from orion.common.protocol.records import (
     Ledger,
     LossPoint,
@@ -66,6 +67,8 @@ class UpOptions:
     keep: bool
     source: Path | None = None
     """The checkpoint to go on from."""
+    store: str | None = None
+    """Address of an object store on S3; the run gets a prefix of its own below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ async def up(options: UpOptions, console: Console, clock: Clock, environment: di
     found = None if options.source is None else await asyncio.to_thread(find_checkpoint, options.source)
     spec = _wanted(options, found)
     paths = _paths(options, spec, clock)
+    store = None if options.store is None else below(options.store, paths.run.name)
     paths.make()
     console.print("preparing the data …", highlight=False)
     index = await asyncio.to_thread(prepare, spec.data, paths.data)
@@ -114,6 +118,7 @@ async def up(options: UpOptions, console: Console, clock: Clock, environment: di
         clock=clock,
         environment=environment,
         source=options.source,
+        store=store,
     )
     try:
         console.print(f"starting {len(keys.miners) + 3} processes; logs in {paths.logs}", highlight=False)

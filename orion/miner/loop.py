@@ -15,6 +15,7 @@ import structlog
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import OrionError, TransportError
+from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.offload import Offload
 from orion.common.protocol.messages import RefusalCode
@@ -71,6 +72,7 @@ class MinerLoop:
         hands: Hands,
         peers: PeerClient,
         orchestrator: OrchestratorClient,
+        objects: ObjectClient,
         worker: DeviceWorker,
         cache: TensorCache,
         monitor: BoundaryMonitor,
@@ -84,6 +86,7 @@ class MinerLoop:
         self._hands = hands
         self._peers = peers
         self._orchestrator = orchestrator
+        self._objects = objects
         self._worker = worker
         self._cache = cache
         self._monitor = monitor
@@ -243,7 +246,12 @@ class MinerLoop:
             seconds = max(now_s - told_s, 1e-3)
             rate = (self._core.num_applied - num_applied) * self._spec.tokens_per_microbatch / seconds
             boundary = self._monitor.due_report(view.stage.outer_step, view.stage.phase)
-            heartbeat = self._core.heartbeat(rate, min(1.0, self._busy_s / seconds), boundary)
+            heartbeat = self._core.heartbeat(rate, min(1.0, self._busy_s / seconds), boundary).model_copy(
+                update={
+                    "upload_bytes_per_s": self._objects.upload_meter.bytes_per_s,
+                    "download_bytes_per_s": self._objects.download_meter.bytes_per_s,
+                }
+            )
             told_s, num_applied, self._busy_s = now_s, self._core.num_applied, 0.0
             try:
                 await self._orchestrator.heartbeat(heartbeat)

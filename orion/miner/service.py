@@ -97,7 +97,8 @@ async def serve(
             raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
         url = config.public_url or f"http://{config.host}:{port}"
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
-        objects = ObjectClient(orchestrator)
+        # What is large and half there when this process ends is gone on with by the next one.
+        objects = ObjectClient(orchestrator, folder=config.state_folder / hotkey / "downloads", clock=clock)
         stack.callback(archive.close)
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
@@ -131,6 +132,7 @@ async def serve(
             hands=hands,
             peers=PeerClient(spec, rpc, cache, clock),
             orchestrator=orchestrator,
+            objects=objects,
             worker=worker,
             cache=cache,
             monitor=monitor,

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orion.common.clock import Clock
 from orion.common.ids import Hotkey
 from orion.common.net.gate import REQUEST_BYTES_MAX, Gate, parse_request
-from orion.common.net.object_routes import OBJECT_ROUTE, ObjectRoutes
+from orion.common.net.object_routes import OBJECT_ROUTE, GrantRoutes, ObjectRoutes
 from orion.common.net.starlette_server import (
     install,
     json_answer,
@@ -29,14 +29,12 @@ from orion.common.net.starlette_server import (
     signed_statement,
     verify_starlette,
 )
-from orion.common.net.store import ObjectStore, UrlSigner
+from orion.common.net.store import ObjectStore
 from orion.common.protocol import routes
 from orion.common.protocol.entries import STATEMENT_TYPES, EntriesQuery
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
-    GrantRequest,
-    Grants,
     Heartbeat,
     Join,
     LeaseRequest,
@@ -93,7 +91,8 @@ class ApiParts:
     loop: OrchestratorLoop
     gate: Gate
     store: ObjectStore
-    signer: UrlSigner
+    served_objects: ObjectRoutes | None
+    """The store's objects where this process serves them itself; None: they lie elsewhere."""
     clock: Clock
     grant_s: float
     data_files: Mapping[str, Path]
@@ -210,18 +209,13 @@ def _add_queries(app: FastAPI, parts: ApiParts) -> None:
 
 
 def _add_objects(app: FastAPI, parts: ApiParts) -> None:
-    core, clock, signer = parts.loop.core, parts.clock, parts.signer
-    objects = ObjectRoutes(parts.store, signer, clock)
-    app.add_api_route(OBJECT_ROUTE, objects.put, methods=["PUT"])
-    app.add_api_route(OBJECT_ROUTE, objects.get, methods=["GET"])
-
-    @app.post(routes.GRANTS)
-    async def grants(request: HttpRequest) -> HttpResponse:
-        hotkey, asked = await signed_json(request, GrantRequest)
-        core.check_grant(hotkey, asked)
-        expires_s = clock.now_s() + parts.grant_s
-        urls = tuple(signer.sign(asked.method, key, expires_s, asked.size_bytes_max) for key in asked.keys)
-        return json_answer(Grants(urls=urls, expires_s=expires_s))
+    grants = GrantRoutes(parts.store, parts.clock, parts.grant_s, parts.loop.core.check_grant)
+    app.add_api_route(routes.GRANTS, grants.grants, methods=["POST"])
+    app.add_api_route(routes.UPLOADS, grants.uploads, methods=["POST"])
+    app.add_api_route(routes.COMPLETE, grants.complete, methods=["POST"])
+    if parts.served_objects is not None:
+        app.add_api_route(OBJECT_ROUTE, parts.served_objects.put, methods=["PUT"])
+        app.add_api_route(OBJECT_ROUTE, parts.served_objects.get, methods=["GET"])
 
     @app.get(routes.DATA + "/{name}")
     async def data(request: HttpRequest, name: str) -> HttpResponse:

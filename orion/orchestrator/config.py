@@ -12,7 +12,9 @@ class OrchestratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state_folder: Path
-    """Holds the journal and the object store; belongs to one orchestrator of one run."""
+    """Holds the journal and, unless it is on S3, the object store; belongs to one orchestrator of one run."""
+    store: str | None = None
+    """Address of the object store on S3 (`orion.common.net.s3_address`); None: a directory in the state folder."""
     data_folder: Path | None = None
     """The prepared data, for miners to fetch; None = they have it from elsewhere."""
     start_paths: tuple[Path, ...] = ()

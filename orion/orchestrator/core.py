@@ -12,7 +12,6 @@ from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey
 from orion.common.protocol.messages import (
     Feed,
-    GrantRequest,
     ManifestQuery,
     Manifests,
 )
@@ -185,7 +184,7 @@ class OrchestratorCore:
         """How a stage's outer step was merged. Raises RefusedError when that is not known."""
         return views.merge(self._state, query)
 
-    def check_grant(self, hotkey: Hotkey, request: GrantRequest) -> None:
+    def check_grant(self, hotkey: Hotkey, request: grants.Question) -> None:
         """Raises RefusedError unless the hotkey may read or write these objects now."""
         grants.check_grant(self._state, hotkey, request)
 

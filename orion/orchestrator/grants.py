@@ -7,35 +7,60 @@ hotkey, but nobody reads a pseudo-gradient while others of its stage may still b
 from orion.common.ids import Hotkey
 from orion.common.protocol.keys import ObjectName, parse_key
 from orion.common.protocol.messages import (
+    CompleteUpload,
     GrantRequest,
+    ObjectRef,
     RefusalCode,
+    UploadRequest,
 )
 from orion.common.protocol.refusals import refused
 from orion.orchestrator.figures import StageFigures
 from orion.orchestrator.stages import Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
 
+Question = GrantRequest | UploadRequest | CompleteUpload
 
-def check_grant(state: RunState, hotkey: Hotkey, request: GrantRequest) -> None:
+
+def check_grant(state: RunState, hotkey: Hotkey, request: Question) -> None:
     """Raises RefusedError for the first key that the hotkey may not read or write now."""
     if hotkey not in state.memory.permits:
         raise refused(RefusalCode.FORBIDDEN, "this hotkey is not registered on the subnet")
-    for key in request.keys:
-        name = parse_key(key)
-        if name is None or name.stage_index >= state.memory.num_stages:
-            raise refused(RefusalCode.NOT_FOUND, f"no object is called {key}")
-        stage = state.memory.stages[name.stage_index]
-        if request.method == "GET":
-            if name.kind == "pseudo-gradient" and _is_secret(stage, name):
-                raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once the upload phase is over")
-        else:
-            if name.hotkey != hotkey:
-                raise refused(RefusalCode.FORBIDDEN, f"{key} is another miner's")
-            if name.outer_step != stage.outer_step or not _is_due(stage, name):
-                raise refused(RefusalCode.WRONG_PHASE, f"{key} is not to be written now")
-            size_bytes_max = _size_bytes_max(state.figures[name.stage_index], name)
-            if request.size_bytes_max > size_bytes_max:
-                raise refused(RefusalCode.TOO_LARGE, f"{key}: at most {size_bytes_max} bytes")
+    match request:
+        case GrantRequest():
+            for key in request.keys:
+                _check_read(state, key)
+        case UploadRequest():
+            for ref in request.objects:
+                _check_write(state, hotkey, ref)
+        case CompleteUpload():
+            # Its parts were written when that was due, and what is made of them is harmless at any time.
+            if _name_of(state, request.object.key).hotkey != hotkey:
+                raise refused(RefusalCode.FORBIDDEN, f"{request.object.key} is another miner's")
+
+
+def _name_of(state: RunState, key: str) -> ObjectName:
+    name = parse_key(key)
+    if name is None or name.stage_index >= state.memory.num_stages:
+        raise refused(RefusalCode.NOT_FOUND, f"no object is called {key}")
+    return name
+
+
+def _check_read(state: RunState, key: str) -> None:
+    name = _name_of(state, key)
+    if name.kind == "pseudo-gradient" and _is_secret(state.memory.stages[name.stage_index], name):
+        raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once the upload phase is over")
+
+
+def _check_write(state: RunState, hotkey: Hotkey, ref: ObjectRef) -> None:
+    name = _name_of(state, ref.key)
+    stage = state.memory.stages[name.stage_index]
+    if name.hotkey != hotkey:
+        raise refused(RefusalCode.FORBIDDEN, f"{ref.key} is another miner's")
+    if name.outer_step != stage.outer_step or not _is_due(stage, name):
+        raise refused(RefusalCode.WRONG_PHASE, f"{ref.key} is not to be written now")
+    size_bytes_max = _size_bytes_max(state.figures[name.stage_index], name)
+    if ref.size_bytes > size_bytes_max:
+        raise refused(RefusalCode.TOO_LARGE, f"{ref.key}: at most {size_bytes_max} bytes")
 
 
 def _is_secret(stage: StageProgress, name: ObjectName) -> bool:

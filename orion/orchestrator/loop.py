@@ -53,6 +53,8 @@ _CHECKS_AT_ONCE = 8
 _CHECKS_MAX = 4_096
 """Looks at objects that may wait; a lost one is asked for again by the core."""
 _DELETIONS_MAX = 4_096
+_DELETE_AGAIN_S = 5.0
+"""After the store could not be reached; what a crash cuts off is deleted at the next start."""
 _RETRY_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -202,8 +204,15 @@ class OrchestratorLoop:
     async def _delete_objects(self) -> None:
         while True:
             prefix = await self._deletions.get()
-            await self._store.delete_prefix(prefix)
-            _log.info("objects_deleted", prefix=prefix)
+            try:
+                await self._store.delete_prefix(prefix)
+            except TransportError as error:
+                _log.warning("objects_not_deleted_yet", prefix=prefix, error=str(error))
+                await asyncio.sleep(_DELETE_AGAIN_S)
+                if not self._deletions.full():
+                    self._deletions.put_nowait(prefix)
+            else:
+                _log.info("objects_deleted", prefix=prefix)
 
     # --- inside ---
 

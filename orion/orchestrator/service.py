@@ -27,7 +27,7 @@ from orion.common.net.chain import Chain, ChainError
 from orion.common.net.checkpoint_folder import store_start
 from orion.common.net.gate import Gate
 from orion.common.net.http import SERVER_KEEPALIVE_S
-from orion.common.net.store import DirectoryStore, UrlSigner
+from orion.common.net.url_signer import UrlSigner
 from orion.common.protocol.messages import RefusalCode, RunInfo
 from orion.common.protocol.refusals import refused
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
@@ -40,6 +40,7 @@ from orion.orchestrator.journal import SECRET_BYTES, Header, Journal, SqliteJour
 from orion.orchestrator.ledger_store import LEDGER_FILE, SqliteLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics, RunCollector
+from orion.orchestrator.object_store import open_store
 
 _STOP_S = 3
 """What connections have left to end when the server stops; waiting feeds are answered at once."""
@@ -62,8 +63,9 @@ async def serve(
     """Runs the orchestrator until it is cancelled; goes on where its journal ends.
 
     `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
-    another run or the port is taken, DataError when the prepared data or the checkpoint that the run goes on from is
-    damaged, and whatever ends a part of it.
+    `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
+    another run, the port is taken, the bucket cannot be used or a checkpoint is needed and not named, DataError when
+    the prepared data or the checkpoint is damaged, and whatever ends a part of it.
     """
     clock = clock if clock is not None else SystemClock()
     data_files = _data_files(config.data_folder, spec)
@@ -76,7 +78,10 @@ async def serve(
         run_info = RunInfo(orchestrator=hotkey_of(keypair), spec=spec.model_dump(mode="json"))
         ledger = SqliteLedger(config.state_folder / LEDGER_FILE, run_info, spec.digest)
         stack.callback(ledger.close)
-        store = DirectoryStore(config.state_folder / "store")
+        signer = UrlSigner(journal.header.derived("object urls"))
+        owner = journal.header.derived("store owner").hex()
+        store, served_objects = await open_store(config, signer, clock, owner)
+        stack.callback(store.close)
         if spec.start is not None and _is_empty(journal):
             await store_start(store, spec, config.start_paths)
         registry = CollectorRegistry()
@@ -104,7 +109,7 @@ async def serve(
                 loop=loop,
                 gate=Gate(verifier, spec.digest, clock, partial(_admit, loop.core)),
                 store=store,
-                signer=UrlSigner(journal.header.derived("object urls")),
+                served_objects=served_objects,
                 clock=clock,
                 grant_s=config.grant_s,
                 data_files=data_files,

@@ -7,7 +7,7 @@ names the true sender.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -15,6 +15,7 @@ from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.protocol.codec import Body
 from orion.common.protocol.entries import EntriesQuery, LedgerPage
+from orion.common.protocol.fields import UPLOADS_MAX
 from orion.common.protocol.messages import (
     Accepted,
     Applied,
@@ -36,6 +37,7 @@ from orion.common.protocol.messages import (
     Report,
     Transfer,
     Uploaded,
+    UploadRequest,
 )
 from orion.common.protocol.records import (
     Boundaries,
@@ -135,6 +137,9 @@ class SimulatedOrchestrator:
     async def grants(self, request: GrantRequest) -> Grants:
         return await self.call(request, Grants)
 
+    async def uploads(self, request: UploadRequest) -> Done:
+        return await self.call(request, Done)
+
 
 class SimulatedObjects:
     """The object store as one process sees it; every transfer is granted by the orchestrator first."""
@@ -148,7 +153,7 @@ class SimulatedObjects:
     async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
         if not refs:
             return []
-        await self._grant("GET", [ref.key for ref in refs], 0)
+        await self._grant_reading([ref.key for ref in refs])
         answers = await AskAll([Ask(STORE, GetObject(ref.key)) for ref in refs])
         return [_checked(ref, expect(answer, bytes, ref.key)) for ref, answer in zip(refs, answers, strict=True)]
 
@@ -158,7 +163,8 @@ class SimulatedObjects:
     async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
         if not bodies:
             return []
-        await self._grant("PUT", list(bodies), max(body.size_bytes for body in bodies.values()))
+        refs = [ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in bodies.items()]
+        await self._grant_writing(refs)
         answers = await AskAll(
             [
                 Ask(STORE, PutObject(key, body.tobytes()), MESSAGE_BYTES + body.size_bytes)
@@ -167,10 +173,14 @@ class SimulatedObjects:
         )
         for key, answer in zip(bodies, answers, strict=True):
             expect(answer, Stored, key)
-        return [ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in bodies.items()]
+        return refs
 
-    async def _grant(self, method: Literal["GET", "PUT"], keys: Sequence[str], size_bytes_max: int) -> None:
-        await self._orchestrator.grants(GrantRequest(method=method, keys=tuple(keys), size_bytes_max=size_bytes_max))
+    async def _grant_reading(self, keys: Sequence[str]) -> None:
+        await self._orchestrator.grants(GrantRequest(keys=tuple(keys)))
+
+    async def _grant_writing(self, refs: Sequence[ObjectRef]) -> None:
+        for start in range(0, len(refs), UPLOADS_MAX):
+            await self._orchestrator.uploads(UploadRequest(objects=tuple(refs[start : start + UPLOADS_MAX])))
 
 
 class SimulatedRpc:

@@ -11,6 +11,7 @@ from functools import partial
 from orion.common.ids import Hotkey
 from orion.common.protocol.entries import EntriesQuery
 from orion.common.protocol.messages import (
+    Done,
     GrantRequest,
     Grants,
     ManifestQuery,
@@ -19,6 +20,7 @@ from orion.common.protocol.messages import (
     Refusal,
     RefusalCode,
     StageState,
+    UploadRequest,
 )
 from orion.common.protocol.records import (
     BoundaryQuery,
@@ -97,6 +99,7 @@ Query = (
     | ManifestQuery
     | MergeQuery
     | GrantRequest
+    | UploadRequest
 )
 
 
@@ -216,7 +219,7 @@ class OrchestratorHost(Host):
                 return self._observed(query)
             case ManifestQuery():
                 return core.manifests(query)
-            case MergeQuery() | GrantRequest():
+            case MergeQuery() | GrantRequest() | UploadRequest():
                 return self._may_refuse(hotkey, query)
 
     def _observed(self, query: LossQuery | BoundaryQuery | PathwayQuery) -> Message:
@@ -228,7 +231,7 @@ class OrchestratorHost(Host):
             case PathwayQuery():
                 return self.core.pathways(query)
 
-    def _may_refuse(self, hotkey: Hotkey, request: MergeQuery | GrantRequest) -> Message:
+    def _may_refuse(self, hotkey: Hotkey, request: MergeQuery | GrantRequest | UploadRequest) -> Message:
         """What is granted is the key itself: the simulated store has no URLs."""
         try:
             if isinstance(request, MergeQuery):
@@ -236,6 +239,8 @@ class OrchestratorHost(Host):
             self.core.check_grant(hotkey, request)
         except RefusedError as error:
             return error.refusal
+        if isinstance(request, UploadRequest):
+            return Done()
         return Grants(urls=request.keys, expires_s=self.clock.now_s() + GRANT_S)
 
     def _feed_asked(self, hotkey: Hotkey, query: FeedQuery, respond: Respond) -> None:

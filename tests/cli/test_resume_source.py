@@ -13,7 +13,7 @@ from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, DataError
 from orion.common.ids import DataId, Digest, Hotkey
 from orion.common.net.checkpoint_folder import store_start, write_checkpoint
-from orion.common.net.store import DirectoryStore
+from orion.common.net.directory_store import DirectoryStore
 from orion.common.protocol.codec import encode
 from orion.common.protocol.entries import (
     CheckpointKept,

@@ -38,9 +38,11 @@ from orion.common.protocol.messages import (
     GrantRequest,
     Join,
     LeaseRequest,
+    ObjectRef,
     Refusal,
     RefusalCode,
     Report,
+    UploadRequest,
 )
 from orion.common.protocol.records import (
     Ledger,
@@ -206,7 +208,7 @@ async def test_who_is_not_registered_gets_nothing(tmp_path: Path, spec: RunSpec)
         client(STRANGER_KEY, url, spec) as api,
     ):
         join = Join(url="http://127.0.0.1:9", device="cpu", memory_bytes=1)
-        grant = GrantRequest(method="GET", keys=("outer/0/stage/0/checkpoint/x.safetensors",))
+        grant = GrantRequest(keys=("outer/0/stage/0/checkpoint/x.safetensors",))
         for asking in (api.join(join), api.feed(0, 0.0), api.ledger(0), api.manifests(0, 0), api.grants(grant)):
             with pytest.raises(RefusedError) as refused:
                 await asking
@@ -271,13 +273,15 @@ async def test_objects_are_written_by_their_owner_in_their_phase_only(tmp_path: 
             with pytest.raises(RefusedError) as refused:
                 await ObjectClient(other).get(ref)
             assert refused.value.code is RefusalCode.WRONG_PHASE
-        grants = await miner.api.grants(GrantRequest(method="PUT", keys=(key,), size_bytes_max=10))
+        other_ref = ObjectRef(key=pseudo_gradient_key(0, 0, miner.hotkey, 1), digest=ref.digest, size_bytes=10)
+        (grant,) = (await miner.api.uploads(UploadRequest(objects=(other_ref,)))).grants
+        granted = url + grant.parts[0].url
         async with aiohttp.ClientSession() as session:
-            async with session.put(url + grants.urls[0], data=b"longer than ten bytes") as answer:
+            async with session.put(granted, data=b"longer than ten bytes") as answer:
                 assert answer.status == 413
-            async with session.get(url + grants.urls[0]) as answer:
+            async with session.get(granted) as answer:
                 assert answer.status == 403
-            async with session.put(url + grants.urls[0].replace("max=10", "max=99"), data=b"longer than ten") as answer:
+            async with session.put(granted.replace("max=10", "max=99"), data=b"longer than ten") as answer:
                 assert answer.status == 403
 
 

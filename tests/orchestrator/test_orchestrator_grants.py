@@ -3,11 +3,14 @@
 import pytest
 from orchestrator_world import STRANGER, VALIDATOR, World, hotkey_of, make_spec
 
-from orion.common.ids import Hotkey
+from orion.common.ids import Digest, Hotkey
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key, reduced_key
 from orion.common.protocol.messages import (
+    CompleteUpload,
     GrantRequest,
+    ObjectRef,
     RefusalCode,
+    UploadRequest,
 )
 from orion.common.protocol.refusals import RefusedError
 
@@ -22,7 +25,8 @@ def world() -> World:
 
 
 def verdict(world: World, hotkey: Hotkey, method: str, *keys: str, size_bytes_max: int = 100) -> RefusalCode | None:
-    request = GrantRequest.model_validate({"method": method, "keys": keys, "size_bytes_max": size_bytes_max})
+    refs = tuple(ObjectRef(key=key, digest=Digest("0" * 64), size_bytes=size_bytes_max) for key in keys)
+    request = GrantRequest(keys=keys) if method == "GET" else UploadRequest(objects=refs)
     try:
         world.core.check_grant(hotkey, request)
     except RefusedError as error:
@@ -79,3 +83,11 @@ def test_who_is_registered_reads_and_others_do_not(world: World) -> None:
 def test_there_are_no_other_objects(world: World, key: str) -> None:
     assert verdict(world, A0, "GET", key) is RefusalCode.NOT_FOUND
     assert verdict(world, A0, "PUT", key) is RefusalCode.NOT_FOUND
+
+
+def test_an_upload_is_completed_by_its_owner_at_any_time(world: World) -> None:
+    ref = ObjectRef(key=pseudo_gradient_key(0, 0, A0, 1), digest=Digest("0" * 64), size_bytes=100)
+    world.core.check_grant(A0, CompleteUpload(object=ref))
+    with pytest.raises(RefusedError) as caught:
+        world.core.check_grant(A1, CompleteUpload(object=ref))
+    assert caught.value.code is RefusalCode.FORBIDDEN

@@ -16,7 +16,8 @@ from orion.common.clock import Clock, SystemClock
 from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import MemberState
-from orion.common.net.store import DirectoryStore, ObjectStore, StoredObject
+from orion.common.net.directory_store import DirectoryStore
+from orion.common.net.store import ObjectStore, StoredObject
 from orion.common.protocol.messages import (
     Join,
     Joined,

@@ -22,8 +22,10 @@ from prometheus_client import CollectorRegistry
 
 from orion.common.clock import SystemClock
 from orion.common.ids import PROTOCOL_VERSION, Phase
+from orion.common.net.directory_store import DirectoryStore
 from orion.common.net.gate import Gate
-from orion.common.net.store import DirectoryStore, UrlSigner
+from orion.common.net.object_routes import ObjectRoutes
+from orion.common.net.url_signer import UrlSigner
 from orion.common.protocol import routes
 from orion.common.protocol.messages import Heartbeat, Refusal, RefusalCode, RunInfo
 from orion.common.protocol.signing import Keypair, NonceSource, Verifier, hotkey_of, sign_request
@@ -54,14 +56,16 @@ NONCES = NonceSource()
 def signed_routes(folder: Path) -> list[tuple[str, str]]:
     """Method and path of every route of the real application that is not open to anyone."""
     registry, clock = CollectorRegistry(), SystemClock()
-    store = DirectoryStore(folder)
+    signer = UrlSigner(b"x" * 32)
+    store = DirectoryStore(folder, signer)
     core = OrchestratorCore(SPEC, random.Random(1))
     journal = MemoryJournal(Header(SPEC.digest, bytes(SECRET_BYTES)))
     ledger = MemoryLedger(SPEC.digest)
     loop = OrchestratorLoop(core, journal, ledger, store, clock, metrics=LoopMetrics(registry), tick_s=1.0, queue_max=8)
     gate = Gate(Verifier(hotkey_of(ORCHESTRATOR_KEY)), SPEC.digest, clock)
     run_info = RunInfo(orchestrator=gate.hotkey, spec=SPEC.model_dump(mode="json"))
-    app = build_app(ApiParts(run_info, ledger, loop, gate, store, UrlSigner(b"x" * 32), clock, 1.0, {}, registry))
+    served = ObjectRoutes(store, signer, clock)
+    app = build_app(ApiParts(run_info, ledger, loop, gate, store, served, clock, 1.0, {}, registry))
     found = [(method, route) for route in app.routes if isinstance(route, APIRoute) for method in sorted(route.methods)]
     assert {route.path for _, route in found} >= UNSIGNED
     return [(method, route.path.replace("{name}", "x")) for method, route in found if route.path not in UNSIGNED]

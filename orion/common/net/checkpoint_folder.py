@@ -12,7 +12,7 @@ checkpoint of the whole model, and its store holds the objects. Nothing is chang
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,13 +103,7 @@ async def store_start(store: ObjectStore, spec: RunSpec, paths: Sequence[Path]) 
                 f"this run goes on from a checkpoint of outer step {ref.outer_step}: name its folder with --from"
             )
         check_file(paths[ref.stage_index], ref)
-        await store.put(ref.object.key, _pieces(paths[ref.stage_index]), ref.object.size_bytes)
-
-
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            yield piece
+        await store.put_file(paths[ref.stage_index], ref.object)
 
 
 def _stage_file(stage_index: int) -> str:

@@ -18,6 +18,7 @@ from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError, refusal_from_answer, refused
 
 if TYPE_CHECKING:
+    from orion.common.net.body_slice import BodySlice
     from orion.common.protocol.codec import Body
 
 KEEPALIVE_S = 15.0
@@ -66,9 +67,11 @@ class HttpClient:
         *,
         timeout_s: float,
         headers: Mapping[str, str] | None = None,
-        data: "bytes | Body | None" = None,
+        data: "bytes | Body | BodySlice | None" = None,
+        status: int = 200,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Sends a request and gives the answer once its head is there, if it is a 200; reading it is the caller's.
+        """Sends a request and gives the answer once its head is there, if it has this status; reading it is the
+        caller's.
 
         `url` is sent exactly as given. `timeout_s` covers everything until the block is left, and errors inside the
         block are translated too. Raises RefusedError for a 4xx, TransportError otherwise.
@@ -83,7 +86,7 @@ class HttpClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
-                if response.status != 200:
+                if response.status != status:
                     error = await _error_of(response, method, url)
                     if not isinstance(data, bytes | None):
                         # Leaving the block would first send the rest of the body, which nobody wants any more.
@@ -124,20 +127,9 @@ async def read_bounded(response: aiohttp.ClientResponse, size_bytes_max: int) ->
     return b"".join(parts)
 
 
-async def read_exact(response: aiohttp.ClientResponse, size_bytes: int, digest: Digest) -> bytearray:
-    """An answer whose size and digest are known, hashed while it arrives.
-
-    Memory is taken only once the sender announced that very size. Raises RefusedError TOO_LARGE, BAD_TENSOR (short)
-    or DIGEST_MISMATCH.
-    """
-    if response.content_length != size_bytes:
-        code = RefusalCode.TOO_LARGE if (response.content_length or 0) > size_bytes else RefusalCode.BAD_TENSOR
-        raise refused(code, f"answer announces {response.content_length} bytes, {size_bytes} were due")
-    return await receive_exact(response.content, size_bytes, digest)
-
-
 async def receive_exact(content: aiohttp.StreamReader, size_bytes: int, digest: Digest) -> bytearray:
-    """Reads a stream into one buffer of its known size and checks the digest on the way. Errors as `read_exact`."""
+    """Reads a stream into one buffer of its known size and checks the digest on the way. Raises RefusedError TOO_LARGE,
+    BAD_TENSOR (short) or DIGEST_MISMATCH."""
     buffer = bytearray(size_bytes)
     view = memoryview(buffer)
     hasher = blake3()
@@ -156,6 +148,19 @@ async def receive_exact(content: aiohttp.StreamReader, size_bytes: int, digest: 
     return buffer
 
 
+async def read_into(content: aiohttp.StreamReader, view: memoryview) -> None:
+    """Fills a buffer with a stream that must have that very size. Errors as `receive_exact`."""
+    position = 0
+    async for part in content.iter_any():
+        end = position + len(part)
+        if end > len(view):
+            raise refused(RefusalCode.TOO_LARGE, f"body exceeds the {len(view)} bytes that were announced")
+        view[position:end] = part
+        position = end
+    if position != len(view):
+        raise refused(RefusalCode.BAD_TENSOR, f"body ended after {position} of {len(view)} bytes")
+
+
 async def _error_of(response: aiohttp.ClientResponse, method: str, url: str) -> RefusedError | TransportError:
     if 400 <= response.status < 500:
         return RefusedError(refusal_from_answer(response.status, await read_bounded(response, _REFUSAL_BYTES_MAX)))
@@ -172,17 +177,17 @@ def parse_url(url: str) -> URL:
     return target
 
 
-def _payload(data: "bytes | Body | None") -> bytes | AsyncIterator[bytes | memoryview] | None:
+def _payload(data: "bytes | Body | BodySlice | None") -> bytes | AsyncIterator[bytes | memoryview] | None:
     return data if data is None or isinstance(data, bytes) else body_chunks(data)
 
 
-async def body_chunks(body: "Body") -> AsyncIterator[bytes | memoryview]:
+async def body_chunks(body: "Body | BodySlice") -> AsyncIterator[bytes | memoryview]:
     """A body in pieces that suit a socket."""
     for chunk in body.chunks():
         yield chunk
 
 
-def _with_length(headers: Mapping[str, str] | None, data: "bytes | Body | None") -> dict[str, str]:
+def _with_length(headers: Mapping[str, str] | None, data: "bytes | Body | BodySlice | None") -> dict[str, str]:
     """Announces a streamed body's size: the receiver decides by it, and chunked encoding would cost CPU."""
     complete = dict(headers or {})
     if data is not None and not isinstance(data, bytes):

@@ -18,6 +18,7 @@ from orion.common.protocol.entries import EntriesQuery, LedgerPage
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
+    CompleteUpload,
     Done,
     Feed,
     GrantRequest,
@@ -35,6 +36,8 @@ from orion.common.protocol.messages import (
     Report,
     RunInfo,
     Uploaded,
+    UploadGrants,
+    UploadRequest,
 )
 from orion.common.protocol.pay import MinerPay
 from orion.common.protocol.records import (
@@ -57,6 +60,9 @@ from orion.common.protocol.records import (
 
 REQUEST_TIMEOUT_S = 20.0
 """For the orchestrator to answer; it decides in memory, so this covers a slow link and a loaded machine."""
+
+COMPLETE_TIMEOUT_S = 300.0
+"""For an object of some gigabytes to be put together, and perhaps to be read once."""
 
 
 class OrchestratorClient:
@@ -197,6 +203,16 @@ class OrchestratorClient:
     async def grants(self, request: GrantRequest) -> Grants:
         """Signed URLs; those that are relative begin with a slash and belong behind `base_url`."""
         return await self._call(routes.GRANTS, request, Grants)
+
+    async def uploads(self, request: UploadRequest) -> UploadGrants:
+        """What is missing of objects, and URLs for it, of the same two kinds."""
+        return await self._call(routes.UPLOADS, request, UploadGrants)
+
+    async def complete(self, request: CompleteUpload) -> Done:
+        """Has an object made of the parts that were sent."""
+        return await self.rpc.call(
+            self.base_url, self.orchestrator, routes.COMPLETE, request, Done, timeout_s=COMPLETE_TIMEOUT_S
+        )
 
     async def fetch_data_file(self, name: str, destination: Path, *, size_bytes_max: int, timeout_s: float) -> Digest:
         """Downloads one of the prepared data's files and returns its digest.

@@ -14,6 +14,12 @@ BATCH_MAX = 4_096
 STALENESS_MAX = 64
 """Inner steps between a forward and its backward."""
 PARTITIONS_MAX = 4_096
+UPLOADS_MAX = 64
+"""Objects in one request to write: with `PART_URLS_MAX`, an answer has 4 MB of URLs at most."""
+PART_URLS_MAX = 64
+"""Parts of one object that are granted at a time: a gigabyte or more."""
+OBJECT_PARTS_MAX = 10_000
+"""Parts of one object, which is what S3 takes."""
 BOUNDARY_PEERS_MAX = 256
 """Neighbours that a miner reports on, both directions together; the busiest when there are more."""
 BOUNDARY_PAGE_MAX = 64
@@ -36,11 +42,16 @@ ObjectKey = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,11}$", max_length=512)
 ]
 Text = Annotated[str, StringConstraints(max_length=500)]
+GrantedUrl = Annotated[str, StringConstraints(max_length=4096)]
+Header = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
+"""Name or value of an HTTP header: visible ASCII."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Microbatch = Annotated[MicrobatchId, Field(ge=0, le=2**53)]
 Data = Annotated[DataId, Field(ge=0, le=2**53)]
 StageIndex = Annotated[int, Field(ge=0, lt=STAGES_MAX)]
 Step = Annotated[int, Field(ge=0, le=2**31)]
+Rate = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+"""Bytes per second."""
 Real = Annotated[float, Field(allow_inf_nan=False)]
 UnixSeconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Duration = Annotated[float, Field(ge=0, le=3.2e7, allow_inf_nan=False)]

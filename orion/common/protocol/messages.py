@@ -8,7 +8,7 @@ a body (digest, size) or names an object in the store.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from orion.common.ids import Direction, MemberState, Outcome, Phase
 from orion.common.protocol.fields import (
@@ -16,17 +16,23 @@ from orion.common.protocol.fields import (
     BOUNDARY_PEERS_MAX,
     LOG_ENTRIES_MAX,
     MINERS_MAX,
+    OBJECT_PARTS_MAX,
+    PART_URLS_MAX,
     PARTITIONS_MAX,
     STAGES_MAX,
     STALENESS_MAX,
+    UPLOADS_MAX,
     VALIDATORS_MAX,
     Blake3,
     Cosine,
     Count,
     Data,
     Duration,
+    GrantedUrl,
+    Header,
     Microbatch,
     ObjectKey,
+    Rate,
     Real,
     Share,
     Ss58,
@@ -107,21 +113,63 @@ class ObjectRef(Message):
 
 
 class GrantRequest(Message):
-    """Asks for signed, expiring URLs to read or write objects."""
+    """Asks for signed, expiring URLs to read objects; each allows any range of its object."""
 
     kind: Literal["grant_request"] = "grant_request"
-    method: Literal["GET", "PUT"]
     keys: Annotated[tuple[ObjectKey, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
-    size_bytes_max: Count = 0
-    """For PUT: the largest of them; the store refuses more."""
 
 
 class Grants(Message):
     """One URL per asked key, in the same order; relative to the orchestrator unless absolute."""
 
     kind: Literal["grants"] = "grants"
-    urls: Annotated[tuple[Annotated[str, StringConstraints(max_length=4096)], ...], Field(max_length=PARTITIONS_MAX)]
+    urls: Annotated[tuple[GrantedUrl, ...], Field(max_length=PARTITIONS_MAX)]
     expires_s: UnixSeconds
+
+
+class UploadRequest(Message):
+    """Asks how these very objects are to be written, or what of them is still missing: it may be asked at any time."""
+
+    kind: Literal["upload_request"] = "upload_request"
+    objects: Annotated[tuple[ObjectRef, ...], Field(min_length=1, max_length=UPLOADS_MAX)]
+
+
+class PartUrl(Message):
+    """Where one part of an object is sent by PUT."""
+
+    index: Annotated[int, Field(ge=0, lt=OBJECT_PARTS_MAX)]
+    url: GrantedUrl
+
+
+class UploadGrant(Message):
+    """What is still to be sent of one object."""
+
+    is_durable: bool = False
+    """It is there already, as asked for."""
+    part_bytes: Count
+    """Size of each part but the last, which is what remains."""
+    in_parts: bool = False
+    """The parts make an object only once that is asked for (`CompleteUpload`); else the one part is the object."""
+    parts: Annotated[tuple[PartUrl, ...], Field(max_length=PART_URLS_MAX)] = ()
+    """The first of the parts that are missing; as many as the bound: there may be more, ask again."""
+    headers: Annotated[tuple[tuple[Header, Header], ...], Field(max_length=8)] = ()
+    """Names and values that must be sent with each part."""
+
+
+class UploadGrants(Message):
+    """One for each asked object, in the same order; URLs are relative to the orchestrator unless absolute."""
+
+    kind: Literal["upload_grants"] = "upload_grants"
+    grants: Annotated[tuple[UploadGrant, ...], Field(max_length=UPLOADS_MAX)]
+    expires_s: UnixSeconds
+
+
+class CompleteUpload(Message):
+    """All parts of an object were sent: it is made of them. Asking again changes nothing. Refused with NOT_FOUND when
+    parts are missing: `UploadRequest` says which."""
+
+    kind: Literal["complete_upload"] = "complete_upload"
+    object: ObjectRef
 
 
 # --- membership -------------------------------------------------------------------------------------------------------
@@ -204,6 +252,10 @@ class Heartbeat(Message):
     the process started."""
     spliced: Count = 0
     """Microbatches with which this miner took the place of a lost one, between the stages that both still held them."""
+    upload_bytes_per_s: Rate | None = None
+    """What the miner's transfers to the object store have reached lately, all together; None: not measured yet."""
+    download_bytes_per_s: Rate | None = None
+    """The same of its transfers from there."""
     boundary: BoundaryReport | None = None
     """What it was sent; at most once or twice an outer step, None between."""
 

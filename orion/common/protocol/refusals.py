@@ -44,6 +44,8 @@ _CODE_BY_BARE_STATUS = MappingProxyType(
         403: RefusalCode.FORBIDDEN,
         404: RefusalCode.NOT_FOUND,
         409: RefusalCode.CONFLICT,
+        412: RefusalCode.CONFLICT,  # an object that may only be written where there is none
+        416: RefusalCode.BAD_TENSOR,  # bytes beyond an object's end
         413: RefusalCode.TOO_LARGE,
         429: RefusalCode.BUSY,
     }

@@ -105,10 +105,10 @@ class _CopyingObjects(SimulatedObjects):
             if copied is None:
                 refs += await super().put_many({key: body})
                 continue
-            await self._grant("PUT", [key], len(copied))
+            ref = ObjectRef(key=key, digest=Digest(blake3(copied).hexdigest()), size_bytes=len(copied))
+            await self._grant_writing([ref])
             await Ask(STORE, PutObject(key, copied), len(copied))
             self._adversary.attacked()
-            ref = ObjectRef(key=key, digest=Digest(blake3(copied).hexdigest()), size_bytes=len(copied))
             self.written[key] = ref
             refs.append(ref)
         return refs
@@ -135,7 +135,7 @@ class _CopyingObjects(SimulatedObjects):
     async def _is_refused(self, key: str) -> None:
         """Asks for the object as everybody may, and counts when that is refused."""
         try:
-            await self._grant("GET", [key], 0)
+            await self._grant_reading([key])
         except RefusedError:
             self._adversary.plot.told["refused"] = True
 

@@ -18,21 +18,20 @@ from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import Digest
 from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.directory_store import DirectoryStore
 from orion.common.net.gate import Gate
 from orion.common.net.http import HttpClient
 from orion.common.net.object_client import ObjectClient
-from orion.common.net.object_routes import OBJECT_ROUTE, ObjectRoutes
+from orion.common.net.object_routes import OBJECT_ROUTE, GrantRoutes, ObjectRoutes
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.rpc import RpcClient
 from orion.common.net.starlette_server import install, json_answer, read_bounded, signed_json, verify_starlette
-from orion.common.net.store import DirectoryStore, UrlSigner
+from orion.common.net.url_signer import UrlSigner
 from orion.common.protocol import routes
 from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.messages import (
     CheckpointRef,
     Feed,
-    GrantRequest,
-    Grants,
     Manifest,
     ManifestQuery,
     Manifests,
@@ -40,6 +39,7 @@ from orion.common.protocol.messages import (
     ObjectRef,
     RefusalCode,
     RunInfo,
+    UploadRequest,
 )
 from orion.common.protocol.records import (
     Losses,
@@ -62,7 +62,7 @@ class Orchestrator:
         self.spec = spec
         self.clock = SystemClock()
         self.signer = UrlSigner(b"s" * 32)
-        self.store = DirectoryStore(root)
+        self.store = DirectoryStore(root, self.signer)
         self.manifests: list[Manifest] = []
         self.num_grant_requests = 0
         self.expires_in_s = 60.0
@@ -75,6 +75,8 @@ class Orchestrator:
             ("POST", routes.LOSSES, self.losses),
             ("POST", routes.MANIFESTS, self.answer_manifests),
             ("POST", routes.GRANTS, self.grants),
+            ("POST", routes.UPLOADS, self.uploads),
+            ("POST", routes.COMPLETE, self.complete),
             ("GET", routes.DATA + "/{name}", self.data),
             ("PUT", OBJECT_ROUTE, objects.put),
             ("GET", OBJECT_ROUTE, objects.get),
@@ -116,12 +118,18 @@ class Orchestrator:
         ]
         return json_answer(Manifests(manifests=tuple(found[:2])))
 
-    async def grants(self, request: Request) -> Response:
-        _, asked = await signed_json(request, GrantRequest)
+    def _granting(self) -> GrantRoutes:
         self.num_grant_requests += 1
-        expires_s = self.clock.now_s() + self.expires_in_s
-        urls = tuple(self.signer.sign(asked.method, key, expires_s, asked.size_bytes_max) for key in asked.keys)
-        return json_answer(Grants(urls=urls, expires_s=expires_s))
+        return GrantRoutes(self.store, self.clock, self.expires_in_s, lambda *_: None)
+
+    async def grants(self, request: Request) -> Response:
+        return await self._granting().grants(request)
+
+    async def uploads(self, request: Request) -> Response:
+        return await self._granting().uploads(request)
+
+    async def complete(self, request: Request) -> Response:
+        return await self._granting().complete(request)
 
     async def data(self, request: Request) -> Response:
         verify_starlette(request, b"")
@@ -194,6 +202,12 @@ def body_of(value: float, num_params: int = 1000) -> Body:
     return encode({"mean": torch.full((num_params,), value)})
 
 
+async def upload_url(client: OrchestratorClient, key: str, size_bytes: int) -> str:
+    ref = ObjectRef(key=key, digest=Digest("0" * 64), size_bytes=size_bytes)
+    (grant,) = (await client.uploads(UploadRequest(objects=(ref,)))).grants
+    return grant.parts[0].url
+
+
 async def test_objects_are_written_and_read_with_one_request_for_grants(
     orchestrator: Orchestrator, objects: ObjectClient
 ) -> None:
@@ -215,8 +229,8 @@ async def test_what_the_store_refuses_comes_back_as_a_refusal(
     assert await refusal_code(objects.put("a/b", body_of(2.0))) is RefusalCode.CONFLICT
     absent = ref.model_copy(update={"key": "a/c"})
     assert await refusal_code(objects.get_many([ref, absent])) is RefusalCode.NOT_FOUND
-    grants = await client.grants(GrantRequest(method="PUT", keys=("a/d",), size_bytes_max=10))
-    too_large = client.rpc.http.read("PUT", client.base_url + grants.urls[0], data=b"x" * 11, timeout_s=5)
+    url = await upload_url(client, "a/d", 10)
+    too_large = client.rpc.http.read("PUT", client.base_url + url, data=b"x" * 11, timeout_s=5)
     assert await refusal_code(too_large) is RefusalCode.TOO_LARGE
     orchestrator.expires_in_s = -10.0
     assert await refusal_code(objects.get(ref)) is RefusalCode.FORBIDDEN
@@ -236,10 +250,9 @@ async def test_an_object_that_is_not_what_its_reference_says_is_refused(objects:
 async def test_an_upload_that_breaks_off_is_not_there(
     orchestrator: Orchestrator, client: OrchestratorClient, objects: ObjectClient
 ) -> None:
-    grants = await client.grants(GrantRequest(method="PUT", keys=("a/b",), size_bytes_max=10**6))
     body = body_of(1.0)
     shortened = Body(body.header, body.parts[:-1], body.size_bytes, body.digest)
-    url = client.base_url + grants.urls[0]
+    url = client.base_url + await upload_url(client, "a/b", body.size_bytes)
     with pytest.raises((TransportError, RefusedError)):
         async with client.rpc.http.open("PUT", url, data=shortened, timeout_s=0.5):
             pass

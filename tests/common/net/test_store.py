@@ -1,4 +1,5 @@
-"""What every object store promises, tried on each implementation; and the URLs that allow access to it."""
+"""How the directory takes objects in and hands them out; and the URLs that allow access to it. What it promises as a
+store is in `test_object_stores`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,18 +10,20 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion.common.net.store import DirectoryStore, ObjectStore, StoredObject, UrlSigner
+from orion.common.net.directory_store import DirectoryStore
+from orion.common.net.store import StoredObject
+from orion.common.net.url_signer import UrlSigner
 from orion.common.protocol.messages import RefusalCode
 from orion.common.protocol.refusals import RefusedError
 
 KEY = "outer/3/stage/0/reduced/abc/1.safetensors"
-MakeStore = Callable[[], ObjectStore]
+MakeStore = Callable[[], DirectoryStore]
 
 
-@pytest.fixture(params=["directory"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
     """Opens the same store anew at each call, as a restarted process would."""
-    return {"directory": lambda: DirectoryStore(tmp_path / "store")}[request.param]
+    return lambda: DirectoryStore(tmp_path / "store")
 
 
 async def arriving(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -28,7 +31,7 @@ async def arriving(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def content(store: ObjectStore, key: str) -> bytes:
+async def content(store: DirectoryStore, key: str) -> bytes:
     return b"".join([part async for part in store.get(key)])
 
 
@@ -40,7 +43,7 @@ def files_under(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-async def refusal_code(store: ObjectStore, key: str, data: bytes, size_bytes_max: int = 100) -> RefusalCode:
+async def refusal_code(store: DirectoryStore, key: str, data: bytes, size_bytes_max: int = 100) -> RefusalCode:
     with pytest.raises(RefusedError) as caught:
         await store.put(key, arriving(data), size_bytes_max)
     return caught.value.code
