@@ -72,6 +72,10 @@ def _map_bytes(config: ModelConfig, inputs: int, tokens: int, value_bytes: int) 
 def _sender_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
     width = config.width
     match config.boundary.kind:
+        case "anchored" | "resbm" if config.boundary.maps == "linear":
+            # The block's output, the encoded one before it is divided, and by what: it is, in fp32 and as compute reads
+            # it.
+            return tokens * ((width + config.boundary_width) * value_bytes + 2 * FP32_BYTES)
         case "anchored" | "resbm":
             return _unit_rms_bytes(width, tokens) + _map_bytes(config, width, tokens, value_bytes)
         case "linear":
@@ -91,6 +95,9 @@ def _receiver_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
     match config.boundary.kind:
         case "anchored" | "resbm":
             size = _unit_rms_bytes(boundary_width, tokens) + _map_bytes(config, boundary_width, tokens, value_bytes)
+            if config.boundary.maps == "linear":
+                # Beside its unit form the narrow tensor itself, and identity and map as one matrix.
+                size += z_bytes + 2 * boundary_width * width * value_bytes
             if config.boundary.kind == "anchored":
                 size += tokens * (ID_BYTES + (0 if rank is None else rank * value_bytes))
             return z_bytes + size

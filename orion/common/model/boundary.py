@@ -10,6 +10,7 @@ Shapes: B sequences, T tokens, D model width, C boundary width, V vocabulary, R 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,29 @@ def _residual_map(config: ModelConfig, inputs: int, outputs: int) -> nn.Module:
 def _unit_rms(x: Tensor, eps: float) -> Tensor:
     """x over its root mean square; without learned scales, which the matrix behind it would only repeat."""
     return functional.rms_norm(x, x.shape[-1:], eps=eps)
+
+
+class _InverseRms(torch.autograd.Function):
+    """One over the root mean square of each token, [..., 1], with one pass over x each way.
+
+    A matrix gives the same whether its input is divided by a number a token or its output. Dividing the output, which
+    is narrow, leaves this as the only work over the model's width. Autograd over the formula makes a dozen passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        """x [..., D] -> [..., 1], in float32 where x is narrower."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        inverse: Tensor = (norm.square() / x.shape[-1] + eps).rsqrt()
+        ctx.save_for_backward(x, inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of x."""
+        (gradient,), (x, inverse) = gradients, ctx.saved_tensors
+        return x * (-gradient * inverse**3 / x.shape[-1]).to(x.dtype), None
 
 
 class Sender(nn.Module):
@@ -105,8 +129,12 @@ class ResidualSender(Sender):
     def forward(self, after_BTD: Tensor, ffn_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         """See Sender."""
         x_BTD = after_BTD + ffn_BTD
-        z_BTC: Tensor = x_BTD[..., : self._boundary_width] + self.encoder(_unit_rms(x_BTD, self._eps))
-        return z_BTC
+        if isinstance(self.encoder, Linear):
+            inverse_BT1: Tensor = _InverseRms.apply(x_BTD, self._eps)  # type: ignore[no-untyped-call]  # torch's
+            encoded_BTC: Tensor = (self.encoder(x_BTD) * inverse_BT1).to(x_BTD.dtype)
+        else:
+            encoded_BTC = self.encoder(_unit_rms(x_BTD, self._eps))
+        return x_BTD[..., : self._boundary_width] + encoded_BTC
 
 
 class ResidualReceiver(Receiver):
@@ -114,14 +142,21 @@ class ResidualReceiver(Receiver):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self._pad = config.width - config.boundary_width
+        self._width, self._boundary_width = config.width, config.boundary_width
         self._eps = config.norm_eps
         self.decoder = _residual_map(config, config.boundary_width, config.width)
         self.anchor = Anchor(config) if config.boundary.kind == "anchored" else None
 
     def forward(self, z_BTC: Tensor, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """See Receiver."""
-        x_BTD = functional.pad(z_BTC, (0, self._pad)) + self.decoder(_unit_rms(z_BTC, self._eps))
+        unit_BTC = _unit_rms(z_BTC, self._eps)
+        if isinstance(self.decoder, Linear):
+            # Identity and map as one matrix: padding z and adding it would be two passes more over the model's width.
+            identity_DC = torch.eye(self._width, self._boundary_width, dtype=z_BTC.dtype, device=z_BTC.device)
+            both_DC = torch.cat([identity_DC, self.decoder.weight], dim=1)
+            x_BTD = functional.linear(torch.cat([z_BTC, unit_BTC], dim=-1), both_DC)
+        else:
+            x_BTD = functional.pad(z_BTC, (0, self._width - self._boundary_width)) + self.decoder(unit_BTC)
         if self.anchor is not None:
             x_BTD = x_BTD + self.anchor(ids_BT)
         return x_BTD, x_BTD

@@ -357,7 +357,8 @@ class StageEngine:
     def _add_up(self, gradients: tuple[Tensor, ...], num_tokens: int) -> None:
         if not self._gradient_sums:
             # Not copied: autograd has made each for its parameter alone, since no parameter is merely added to another.
-            self._gradient_sums = [gradient.to(torch.float32) for gradient in gradients]
+            # Only one that is part of a larger one's is: the fused optimizer goes over memory without heed of strides.
+            self._gradient_sums = [gradient.to(torch.float32).contiguous() for gradient in gradients]
             self._first_tokens = num_tokens
         elif num_tokens == self._first_tokens:
             torch._foreach_add_(self._gradient_sums, gradients)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from orion.common.model.boundary import Boundary
 from orion.common.model.config import BoundaryKind, ModelConfig
 from orion.common.model.params import init_params, project_params
 from orion.common.model.splits import StageLayout, stage_layouts
@@ -142,6 +143,40 @@ def test_resbm_is_a_narrow_identity_plus_normalised_maps() -> None:
     y = a + ffn_of(stage, 1, a)
     sent = y[..., : config.boundary_width] + unit(y) @ stage.get_parameter("boundaries.1.sender.encoder.weight").T
     torch.testing.assert_close(stage(z, some_ids()), sent)
+
+
+@pytest.mark.parametrize("loudness", [1e-3, 1.0, 1e3])
+def test_gradients_through_a_boundary_are_those_of_its_formula(loudness: float) -> None:
+    """The shortcuts around the model's width: dividing after the map, identity and map as one matrix."""
+    config = config_of("anchored")
+    ids = some_ids(5)
+    halves = Boundary(config, None, has_sender=True, has_receiver=True).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for param in halves.parameters():
+            param.copy_(torch.randn(param.shape, generator=generator))
+    encoder, decoder, table = (
+        halves.get_parameter(name)
+        for name in ("sender.encoder.weight", "receiver.decoder.weight", "receiver.anchor.table.weight")
+    )
+    after_BTD, ffn_BTD = (
+        (loudness * torch.randn(2, 5, config.width, generator=generator, dtype=torch.float64)).requires_grad_()
+        for _ in range(2)
+    )
+
+    def unit(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+
+    x_BTD = after_BTD + ffn_BTD
+    z_BTC = x_BTD[..., : config.boundary_width] + unit(x_BTD) @ encoder.T
+    padded_BTD = functional.pad(z_BTC, (0, config.width - config.boundary_width))
+    expected_BTD = padded_BTD + unit(z_BTC) @ decoder.T + table[ids]
+    input_BTD, _ = halves.receive(halves.send(after_BTD, ffn_BTD, ids), ids)
+    torch.testing.assert_close(input_BTD, expected_BTD)
+    outer_BTD = torch.randn(input_BTD.shape, generator=generator, dtype=torch.float64)
+    sources = (after_BTD, ffn_BTD, encoder, decoder, table)
+    gradients = torch.autograd.grad(input_BTD, sources, outer_BTD)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected_BTD, sources, outer_BTD))
 
 
 def test_the_subspace_boundary_loses_nothing() -> None:
