@@ -11,7 +11,8 @@ from blake3 import blake3
 
 from orion.common.config import RunSpec
 from orion.common.ids import DataId, Digest, Hotkey, MemberState, Outcome
-from orion.common.ledger.book import LedgerBook, Taken
+from orion.common.ledger.book import LedgerBook
+from orion.common.ledger.evidence import Taken
 from orion.common.protocol.entries import (
     CheckpointKept,
     Fact,

@@ -16,24 +16,19 @@ longer has it fails. Work that no commitment covers is not checked and not paid.
 """
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
 from orion.common.ledger.scoring import verified_steps, window_start
 from orion.common.protocol.codec import activation_spec, body_size
-from orion.common.protocol.messages import Contribution
 from orion.common.protocol.records import (
-    CommitmentRecord,
-    Commitments,
-    Ledger,
-    MergeRecord,
     Verdict,
 )
 from orion.validator.budget import Spending
 from orion.validator.check import Check, Ending, EndingKind, Target
 from orion.validator.config import Budget
-from orion.validator.errand import Errands
+from orion.validator.errand import Errands, notice_of_missing
 from orion.validator.events import (
     ChainFailed,
     CommitmentsArrived,
@@ -71,7 +66,8 @@ from orion.validator.events import (
 from orion.validator.lookout import Lookout
 from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
-from orion.validator.sampling import Draw, draw_checks
+from orion.validator.round import Round, contribution_of, target_of
+from orion.validator.sampling import draw_checks
 from orion.validator.weight_duty import WeightDuty
 
 FEED_PATIENCE_S = 60.0
@@ -82,23 +78,6 @@ OUTER_STEPS_OWED = 3
 because a feed may be late."""
 _REASON_CHARS_MAX = 500
 """Bound of `Text`."""
-
-
-@dataclass(slots=True)
-class _Round:
-    """The checks of one outer step."""
-
-    outer_step: int
-    reductions: ReductionCheck
-    commitments: Commitments | None = None
-    ledger: Ledger | None = None
-    targets: list[Target] | None = None
-    """Still to check; None before the draw."""
-    check: Check | None = None
-    silent_since_s: float | None = None
-    """When the check under way ended in silence, which waits for a feed to be settled; None = it has not."""
-    verdicts: dict[tuple[Hotkey, Subject], Verdict] = field(default_factory=dict)
-    has_judged_reductions: bool = False
 
 
 class ValidatorCore:
@@ -115,7 +94,7 @@ class ValidatorCore:
         self._errands = Errands()
         self._duty = WeightDuty(spec, self._errands)
         self._lookout = Lookout()
-        self._round: _Round | None = None
+        self._round: Round | None = None
         self._last_round = -1
         self._last_turn: dict[Hotkey, int] = {}
         """Newest outer step of each miner that was to verify it, here, whatever came of it."""
@@ -241,20 +220,15 @@ class ValidatorCore:
         current = self._round
         if isinstance(event.effect, FetchSigns):
             self._lookout.on_failed(event.effect)
-            self._notices.append(Notice("warning", "signs_not_known", {"detail": event.detail}))
-            return
-        if isinstance(event.effect, FetchMerge):
-            if current is not None and current.outer_step == event.effect.outer_step:
-                current.reductions.on_merge(event.effect.stage_index, None)
-            fields = {**asdict(event.effect), "detail": event.detail}
-            self._notices.append(Notice("warning", "merge_not_known", fields))
-            return
-        if isinstance(event.effect, SendVerdict):
-            missing = {"miner": event.effect.verdict.miner, "detail": event.detail}
-            self._notices.append(Notice("warning", "verdict_not_sent", missing))
-            return
-        if isinstance(event.effect, SendScores):
-            self._notices.append(Notice("warning", "scores_not_sent", {"detail": event.detail}))
+        if (
+            isinstance(event.effect, FetchMerge)
+            and current is not None
+            and current.outer_step == event.effect.outer_step
+        ):
+            current.reductions.on_merge(event.effect.stage_index, None)
+        missing = notice_of_missing(event.effect, event.detail)
+        if missing is not None:
+            self._notices.append(missing)
             return
         if current is not None and current.targets is None and not isinstance(event, ChainFailed):
             current.targets = []
@@ -336,7 +310,7 @@ class ValidatorCore:
             self._end_round(newest)
             return True
         self._spending.begin_round()
-        self._round = _Round(newest, ReductionCheck(self._spec, newest, self._rng))
+        self._round = Round(newest, ReductionCheck(self._spec, newest, self._rng))
         self._errands.add(FetchCommitments(newest))
         self._errands.add(FetchLedger(window_start(newest, self._spec)))
         self._errands.add(self._lookout.ask(newest))
@@ -350,7 +324,7 @@ class ValidatorCore:
         self._end_round(newest)
         return True
 
-    def _draw(self, current: _Round) -> bool:
+    def _draw(self, current: Round) -> bool:
         """Draws the round's miners among those that committed to work (who did not is not paid for any) and are there
         now."""
         if current.commitments is None or current.ledger is None or self._lookout.is_waiting:
@@ -373,14 +347,13 @@ class ValidatorCore:
             rules=self._spec.validation,
             suspicions=suspicions,
         )
-        current.targets = [_target(records[draw.hotkey], draw, outer_step) for draw in drawn]
+        current.targets = [target_of(records[draw.hotkey], draw, outer_step) for draw in drawn]
         return True
 
-    def _pursue(self, current: _Round, check: Check, effects: list[Effect], now_s: float) -> bool:
+    def _pursue(self, current: Round, check: Check, effects: list[Effect], now_s: float) -> bool:
         if check.needs_contribution and current.reductions.knows(check.target.stage_index):
-            check.on_contribution(
-                _contribution(current.reductions.record(check.target.stage_index), check.target.miner)
-            )
+            record = current.reductions.record(check.target.stage_index)
+            check.on_contribution(contribution_of(record, check.target.miner))
         effects += check.pump(self._members.url(check.target.miner), now_s)
         if check.ending is None:
             return False
@@ -395,7 +368,7 @@ class ValidatorCore:
             return True
         return False
 
-    def _conclude_silence(self, current: _Round, check: Check, ending: Ending) -> None:
+    def _conclude_silence(self, current: Round, check: Check, ending: Ending) -> None:
         """A feed has come since the miner owes an answer: it says whether the miner still does."""
         miner = check.target.miner
         why: str | None = None
@@ -411,7 +384,7 @@ class ValidatorCore:
             return
         self._conclude(current, check, Ending(EndingKind.FAILED, ending.detail))
 
-    def _conclude(self, current: _Round, check: Check, ending: Ending) -> None:
+    def _conclude(self, current: Round, check: Check, ending: Ending) -> None:
         """Turns the ending of the check under way into a verdict, or says why there is none."""
         current.check = None
         current.silent_since_s = None
@@ -455,7 +428,7 @@ class ValidatorCore:
         anchor."""
         return self._spec.validation.checks_per_outer_step if self._spec.inner.inner_state == "reset" else 0
 
-    def _ask_for_merges(self, current: _Round) -> None:
+    def _ask_for_merges(self, current: Round) -> None:
         """Fetches how each stage was merged, once it was."""
         is_needed = current.check is not None and current.check.needs_contribution
         if self._spec.validation.reductions_per_outer_step == 0 and not is_needed:
@@ -468,7 +441,7 @@ class ValidatorCore:
             elif self._members.finished:
                 current.reductions.on_merge(stage_index, None)
 
-    def _cut_short(self, current: _Round) -> None:
+    def _cut_short(self, current: Round) -> None:
         """Leaves out what the budget has no room for; whoever is not looked at is due again."""
         assert current.targets is not None
         num_partitions = current.reductions.give_up()
@@ -483,7 +456,7 @@ class ValidatorCore:
         current.targets = []
         self._notices.append(Notice("warning", "round_cut_short", fields))
 
-    def _reduce(self, current: _Round, effects: list[Effect], now_s: float) -> bool:
+    def _reduce(self, current: Round, effects: list[Effect], now_s: float) -> bool:
         """Reduces the drawn partitions again, one after the other, and judges their reducers at the end."""
         effects += current.reductions.pump(now_s)
         if not current.reductions.is_over:
@@ -498,7 +471,7 @@ class ValidatorCore:
         self._notices.append(Notice("info", "reductions_checked", fields))
         return True
 
-    def _judge(self, current: _Round, verdict: Verdict) -> None:
+    def _judge(self, current: Round, verdict: Verdict) -> None:
         current.verdicts[verdict.miner, verdict.subject] = verdict
         self.num_checks += 1
         self.num_failed += not verdict.passed
@@ -509,14 +482,3 @@ class ValidatorCore:
         self._last_round = outer_step
         if not self._members.finished:  # else the last weights follow at once
             self._duty.request(outer_step)
-
-
-def _contribution(record: MergeRecord | None, miner: Hotkey) -> Contribution | None:
-    """What a miner's stage merged of it."""
-    contributions = () if record is None else record.contributions
-    return next((contribution for contribution in contributions if contribution.hotkey == miner), None)
-
-
-def _target(record: CommitmentRecord, draw: Draw, outer_step: int) -> Target:
-    commitments = (*record.earlier, record.commitment)
-    return Target(record.hotkey, record.stage_index, outer_step, commitments, verifies=draw.verifies)

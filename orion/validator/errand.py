@@ -1,8 +1,18 @@
 """Effects towards orchestrator and chain that are tried again until they succeed or have failed too often. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from orion.validator.events import FetchLedger, FetchMetagraph, OrchestratorErrand, SendVerdict, SetWeights
+from orion.validator.events import (
+    FetchLedger,
+    FetchMerge,
+    FetchMetagraph,
+    FetchSigns,
+    Notice,
+    OrchestratorErrand,
+    SendScores,
+    SendVerdict,
+    SetWeights,
+)
 
 Errandable = OrchestratorErrand | FetchMetagraph | SetWeights
 
@@ -85,3 +95,18 @@ class Errands:
                     self._errands.remove(errand)
                 return given_up
         return False
+
+
+def notice_of_missing(effect: Errandable, detail: str) -> Notice | None:
+    """What to say of an errand that was given up and without which everything else goes on; None for any other."""
+    match effect:
+        case FetchSigns():
+            return Notice("warning", "signs_not_known", {"detail": detail})
+        case FetchMerge():
+            return Notice("warning", "merge_not_known", {**asdict(effect), "detail": detail})
+        case SendVerdict():
+            return Notice("warning", "verdict_not_sent", {"miner": effect.verdict.miner, "detail": detail})
+        case SendScores():
+            return Notice("warning", "scores_not_sent", {"detail": detail})
+        case _:
+            return None

@@ -4,7 +4,8 @@ import math
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.ledger.book import LedgerBook, StepLedger, merge_share
+from orion.common.ledger.book import LedgerBook, merge_share
+from orion.common.ledger.evidence import StepLedger
 from orion.common.ledger.scoring import (
     counted_flops,
     failed_checks,

@@ -11,7 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 from orion.common.config import RunSpec
 from orion.common.errors import DataError
 from orion.common.ids import PROTOCOL_VERSION, Hotkey
-from orion.common.ledger.book import LedgerBook, Taken
+from orion.common.ledger.book import LedgerBook
+from orion.common.ledger.evidence import Taken
 from orion.common.ledger.work import microbatch_flops
 from orion.common.protocol import routes
 from orion.common.protocol.entries import LedgerEntry, Said, chained, entry_to_json, first_digest
