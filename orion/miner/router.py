@@ -3,9 +3,11 @@
 Owns what is known of each peer: how long trips through it took, what it answered last, what we have in flight there,
 how often it failed, until when it is busy, and its circuit breaker. Must not know of microbatches or messages.
 
-Expected completion = trip × (1 + in flight + what waits there) + what failing costs × the odds that it fails. A trip is
-the time from sending a microbatch to its gradient's return: the peer's own passes, its queue, its link and all stages
-behind it, as they were for us. What we have in flight there counts most, because it is the one thing about the present
+Expected completion = trip × (trip ÷ mean trip) × (1 + in flight + what waits there) + what failing costs × the odds
+that it fails. A trip is the time from sending a microbatch to its gradient's return: the peer's own passes, its queue,
+its link and all stages behind it, as they were for us. Most of that is the same whichever replica is taken, so a trip
+that is a little longer means a peer that is much slower itself, or whose device works for others too: that is why trips
+count more than in proportion. What we have in flight there counts most, because it is the one thing about the present
 that a sender knows for sure: where microbatches stay away, be it for speed, load or death, they pile up, and no more
 are sent. (The time between two gradients says less: with many senders before a peer it is our share of its work, not
 its speed, and it is only measured where there is much to do.) The queue that a peer told us counts while it is fresh.
@@ -38,6 +40,8 @@ TRIPS_KNOWN_MAX = 5
 """Trips after which a peer's mean stands for itself; before, the mean over all peers counts as one more trip."""
 EXPECTED_MIN_S = 1e-4
 """Floor of an expectation, so that weights stay finite."""
+SLOWNESS_MAX = 10.0
+"""How many times the mean a peer's trip may count for beyond itself, so that nobody is written off by one slow trip."""
 PASS_SHARE = 0.3
 """What each pass that waits there adds, in trips: a trip is at least a forward and a backward there and one pass more
 behind it, so about a third."""
@@ -167,7 +171,7 @@ class Router:
         return min(times, default=None)
 
     def expected_s(self, peer: Hotkey, now_s: float) -> float:
-        """Seconds until a microbatch sent to the peer now would come back."""
+        """What a microbatch sent to the peer now would cost, in seconds; about those until it comes back."""
         state = self._state(peer)
         mean_s = TRIP_PRIOR_S if self._trip_s is None else self._trip_s
         trip_s = mean_s
@@ -175,6 +179,7 @@ class Router:
             trip_s = (state.num_trips * state.trip_s + mean_s) / (state.num_trips + 1)
         elif state.trip_s is not None:
             trip_s = state.trip_s
+        trip_s *= min(SLOWNESS_MAX, trip_s / max(mean_s, EXPECTED_MIN_S))
         waiting = PASS_SHARE * state.queued if self._is_fresh(state, now_s) else 0.0
         share = state.record.share(self._outcomes.share(0.0))
         failing_s = min(FAILURE_ODDS_MAX, share / max(1.0 - share, 1.0 / FAILURE_ODDS_MAX)) * self._failure_cost_s

@@ -102,6 +102,15 @@ def test_the_faster_of_two_is_preferred_and_the_other_still_tried() -> None:
     assert chosen[PEERS[1]] > 5, "the other one is drawn now and then, so that a change is noticed"
 
 
+def test_a_longer_trip_counts_more_than_in_proportion() -> None:
+    """Most of a trip is the same through all replicas."""
+    router = Router(Random(1))
+    measure(router, PEERS[0], 1.0)
+    measure(router, PEERS[1], 1.2)
+
+    assert router.expected_s(PEERS[1], 1000.0) > 1.2**1.5 * router.expected_s(PEERS[0], 1000.0)
+
+
 def test_what_is_in_flight_counts_against_a_peer() -> None:
     router = Router(Random(1))
     for peer in PEERS[:2]:
@@ -260,13 +269,23 @@ def test_peers_that_are_gone_are_forgotten_once_nothing_is_in_flight() -> None:
     assert router.in_flight(PEERS[1]) == 1
 
 
-def run_pipeline(seed: int, service_s: dict[Hotkey, float], dead: set[Hotkey], duration_s: float) -> Counter[Hotkey]:
-    """One sender with eight credits before replicas of the given speeds; how much each completed."""
+def run_pipeline(
+    seed: int,
+    service_s: dict[Hotkey, float],
+    dead: set[Hotkey],
+    duration_s: float,
+    *,
+    one_machine: frozenset[Hotkey] = frozenset(),
+    behind_s: float = 0.0,
+    credits: int = 8,
+) -> Counter[Hotkey]:
+    """One sender with some credits before replicas of the given speeds; how much each completed. `one_machine` are
+    replicas that share a device; stages behind them take `behind_s`."""
     router = Router(Random(seed))
     free_s = dict.fromkeys(service_s, 0.0)
     done: Counter[Hotkey] = Counter()
     ends: list[tuple[float, Hotkey, float]] = []
-    credits, now_s = 8, 0.0
+    now_s = 0.0
     while now_s < duration_s:
         peer = router.choose(sorted(service_s), now_s) if credits else None
         if peer is not None and peer in dead:
@@ -279,8 +298,9 @@ def run_pipeline(seed: int, service_s: dict[Hotkey, float], dead: set[Hotkey], d
             credits -= 1
             router.sent(peer)
             router.accepted(peer, now_s, queued=0)
-            free_s[peer] = max(free_s[peer], now_s + 0.02) + service_s[peer]
-            heapq.heappush(ends, (free_s[peer], peer, now_s))
+            device = min(one_machine) if peer in one_machine else peer
+            free_s[device] = max(free_s[device], now_s + 0.02) + service_s[peer]
+            heapq.heappush(ends, (free_s[device] + behind_s, peer, now_s))
             continue
         if not ends:
             now_s += 0.1
@@ -302,6 +322,16 @@ def test_load_follows_speed(seed: int) -> None:
     best = sum(200.0 / seconds for seconds in service_s.values())
     assert sum(done.values()) > 0.8 * best
     assert done[PEERS[2]] < 0.5 * done[PEERS[0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_machine_under_two_hotkeys_gets_the_work_of_one(seed: int) -> None:
+    """As far as devices are what work waits for: what others leave idle it may take."""
+    done = run_pipeline(
+        seed, dict.fromkeys(PEERS, 0.1), set(), 400.0, one_machine=frozenset(PEERS[:2]), behind_s=0.5, credits=24
+    )
+
+    assert 0.9 < (done[PEERS[0]] + done[PEERS[1]]) / ((done[PEERS[2]] + done[PEERS[3]]) / 2) < 1.1
 
 
 @pytest.mark.parametrize("seed", range(5))
