@@ -57,6 +57,23 @@ def suspicion(
         print(json.dumps(suspicion_report(rows, seeds)))
 
 
+@bench_app.command(name="split-machine")
+def split_machine(
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Worlds of each setting.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """What one machine earns under several hotkeys, in pipelines of queues with production's routing."""
+    from orion.bench.split_machine import SETTINGS, format_split_row, split_report, split_row
+
+    rows = []
+    for setting in SETTINGS:
+        rows.append(split_row(setting, range(seeds)))
+        if not as_json:
+            print(format_split_row(rows[-1]))
+    if as_json:
+        print(json.dumps(split_report(rows, seeds)))
+
+
 @bench_app.command()
 def monitor(as_json: Json = False) -> None:
     """What watching its boundaries costs a miner for each tensor that it is sent."""
@@ -158,15 +175,26 @@ def engine(
 
 @bench_app.command()
 def adversaries(
+    *,
     quick: Annotated[bool, typer.Option("--quick", help="A few attacks, each made by one miner.")] = False,
     seed: Annotated[int, typer.Option(help="Of the simulated swarms.", min=0)] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="So many of them from --seed on; figures are means.")] = 1,
+    attack: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="That share the trials.")] = 1,
     as_json: Json = False,
 ) -> None:
     """What attackers earn, when they are found, and what they do to the loss. Exits 1 when a bar does not hold."""
     from orion.cli.adversary_table import print_end, printer
+    from orion.simulator.adversaries.catalogue import ATTACKS
     from orion.simulator.adversaries.table import measure
 
-    table = measure(seed, quick=quick, on_trial=printer(is_quiet=as_json))
+    unknown = set(attack or ()) - {each.name for each in ATTACKS}
+    if unknown:
+        known = ", ".join(each.name for each in ATTACKS)
+        raise typer.BadParameter(f"no attack is called {', '.join(sorted(unknown))}; there are {known}")
+    seed_range = range(seed, seed + seeds)
+    on_trial = printer(is_quiet=as_json)
+    table = measure(seed_range, quick=quick, only=attack or (), num_processes=processes, on_trial=on_trial)
     print_end(table, is_quiet=as_json)
     if as_json:
         print(json.dumps(table.as_json()))

@@ -3,7 +3,8 @@
 import pytest
 
 from orion.simulator.adversaries.catalogue import ATTACKS, attack_named
-from orion.simulator.adversaries.table import EARNINGS_BEFORE_MAX, Laboratory, Setting, Table
+from orion.simulator.adversaries.rows import EARNINGS_BEFORE_MAX
+from orion.simulator.adversaries.table import Laboratory, Setting, Table
 from orion.simulator.adversaries.trial import Trial
 
 SEED = 2
@@ -93,7 +94,7 @@ def test_idle_attackers_save_what_they_are_said_to_save(laboratory: Laboratory) 
 
 
 def test_the_honest_swarm_fails_no_check_and_pays_everybody(laboratory: Laboratory) -> None:
-    trial = laboratory.honest(SETTING.replicas_alone)
+    trial = laboratory.honest(laboratory.shape())
     assert trial.num_attacks == 0
     assert trial.honest_checks > 20
     assert trial.honest_failed == 0
@@ -111,9 +112,13 @@ def test_the_table_says_which_bars_do_not_hold_and_has_the_keys_that_others_rely
     assert set(attacks[0]) == {
         "name",
         "share",
+        "num_seeds",
+        "computed",
         "detected_after_outer_steps",
         "earnings_before",
+        "earnings_before_error",
         "earnings_after",
+        "honest_spread",
         "honest_punished",
         "loss_effect",
     }

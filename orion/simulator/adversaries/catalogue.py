@@ -41,6 +41,8 @@ class Attack:
     """The attackers are one machine under several hotkeys, which is paid for all of them."""
     inner_steps: int | None = None
     """Of a trial, where the usual number would be too few to show anything."""
+    in_flight_max: int | None = None
+    """Credits of a trial's miners, where the usual few would decide what comes of it."""
 
 
 def num_attackers(replicas: int) -> int:
@@ -161,7 +163,10 @@ ATTACKS: tuple[Attack, ...] = (
         "",
         _in_stage(SharedDeviceHost, MIDDLE, 2),
         is_one_machine=True,
+        # Longer outer steps, and as many credits as a real run has: where four bound what a miner holds, a machine with
+        # twice as many is seldom idle. (Still shorter than a real run's: devices idle at both ends of an outer step.)
         inner_steps=8,
+        in_flight_max=24,
     ),
 )
 

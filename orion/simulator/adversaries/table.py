@@ -1,17 +1,26 @@
 """The table of all attacks: each made by one miner, and by 30 % of a stage, in a small swarm; and many honest checks.
 
-It owns which swarms are tried, the bars, and what is printed. Invariant: the table is a pure function of its seed.
+It owns which swarms are tried, the bars, and what is printed. Invariant: the table is a pure function of its seeds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
 from random import Random
+from typing import Any
 
-from orion.common.config import RunSpec
+import torch
+
+from orion.common.config import FlowLimits, RunSpec
 from orion.simulator.adversaries.catalogue import ATTACKS, Attack, attack_named, num_attackers
 from orion.simulator.adversaries.copier import copier_earnings
+from orion.simulator.adversaries.rows import Row, rows_of
 from orion.simulator.adversaries.trial import Trial, run_trial
-from orion.simulator.faults import Shape, draw_schedule
+from orion.simulator.faults import Shape as FaultShape
+from orion.simulator.faults import draw_schedule
 from orion.simulator.scenarios import tiny_spec
 from orion.simulator.simulation import run_scenario
 from orion.simulator.swarm import Scenario
@@ -37,9 +46,6 @@ class Setting:
     """Of all miners, drawn by the validator in each outer step: many, because a trial's window holds few outer steps.
     What counts is how often a miner is checked within a window; a real one is ten times as long."""
 
-
-EARNINGS_BEFORE_MAX = 1.0
-EARNINGS_AFTER_MAX = 0.1
 
 QUICK_ATTACKS = (
     "noise_small",
@@ -68,50 +74,44 @@ class Table:
     """Verdicts on honest miners: beside attackers, in swarms without any, and in swarms where things go wrong."""
     honest_failed: int
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each attack and share of a stage."""
+        return rows_of(self.trials)
+
     def as_json(self) -> dict[str, object]:
         """The keys that others rely on."""
-        attacks = [
-            {
-                "name": trial.name,
-                "share": round(trial.share, 3),
-                "detected_after_outer_steps": trial.detected_after_outer_steps,
-                "earnings_before": _rounded(trial.earnings_before),
-                "earnings_after": _rounded(trial.earnings_after),
-                "honest_punished": trial.honest_punished,
-                "loss_effect": round(trial.loss_effect, 4),
-            }
-            for trial in self.trials
-        ]
+        attacks = [row.as_json() for row in self.rows]
         return {"attacks": attacks, "honest_checks": self.honest_checks, "honest_failed": self.honest_failed}
 
     def faults(self) -> tuple[str, ...]:
         """Which bars do not hold."""
-        faults = [f"{self.honest_failed} checks of honest miners failed"] if self.honest_failed else []
-        for trial in self.trials:
-            where = f"{trial.name} by {trial.share:.0%} of a stage"
-            if trial.num_attacks == 0:
-                faults.append(f"{where} never happened")
-            if (trial.earnings_before or 0.0) > EARNINGS_BEFORE_MAX:
-                faults.append(f"{where} earned {trial.earnings_before:.0%} of an honest miner before it was found")
-            if (trial.earnings_after or 0.0) > EARNINGS_AFTER_MAX:
-                faults.append(f"{where} earned {trial.earnings_after:.0%} of an honest miner after it was found")
-            if trial.honest_punished:
-                faults.append(f"{where} had {trial.honest_punished} honest miners punished")
-        return tuple(faults)
+        of_honest = (f"{self.honest_failed} checks of honest miners failed",) if self.honest_failed else ()
+        return (*of_honest, *(fault for row in self.rows for fault in row.faults()))
 
 
-def trial_spec(setting: Setting, replicas: int, inner_steps: int | None = None) -> RunSpec:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an attack's swarm and the honest one that it is compared with have in common."""
+
+    replicas: int
+    inner_steps: int | None
+    in_flight_max: int | None
+
+
+def trial_spec(setting: Setting, shape: Shape) -> RunSpec:
     """The run of a trial."""
     spec = tiny_spec(
         num_stages=NUM_STAGES,
-        replicas=replicas,
+        replicas=shape.replicas,
         outer_steps=setting.outer_steps,
-        inner_steps=2 if inner_steps is None else inner_steps,
+        inner_steps=2 if shape.inner_steps is None else shape.inner_steps,
         whole_share=setting.whole_share,
-        checks_per_outer_step=round(setting.checked_share * NUM_STAGES * replicas),
+        checks_per_outer_step=round(setting.checked_share * NUM_STAGES * shape.replicas),
     )
     rules = spec.validation.model_copy(update={"score_window_outer_steps": setting.score_window})
-    return spec.model_copy(update={"validation": rules, "keep_outer_steps": setting.outer_steps + 2})
+    flow = spec.flow if shape.in_flight_max is None else FlowLimits(in_flight_max=shape.in_flight_max)
+    return spec.model_copy(update={"validation": rules, "flow": flow, "keep_outer_steps": setting.outer_steps + 2})
 
 
 class Laboratory:
@@ -120,33 +120,31 @@ class Laboratory:
     def __init__(self, seed: int, setting: Setting | None = None) -> None:
         self._seed = seed
         self._setting = Setting() if setting is None else setting
-        self._honest: dict[tuple[int, int | None], Trial] = {}
+        self._honest: dict[Shape, Trial] = {}
 
-    def honest(self, replicas: int, inner_steps: int | None = None) -> Trial:
+    def honest(self, shape: Shape) -> Trial:
         """The swarm of this shape without an attack."""
-        key = (replicas, inner_steps)
-        if key not in self._honest:
-            spec = trial_spec(self._setting, replicas, inner_steps)
-            self._honest[key] = run_trial(None, spec, 0, self._seed, None)
-        return self._honest[key]
+        if shape not in self._honest:
+            self._honest[shape] = run_trial(None, trial_spec(self._setting, shape), 0, self._seed, None)
+        return self._honest[shape]
 
-    @property
-    def honest_trials(self) -> tuple[Trial, ...]:
-        """All that were run."""
-        return tuple(self._honest.values())
-
-    def trial(self, attack: Attack, *, is_many: bool = False) -> Trial:
-        """The attack made by one miner, or by 30 % of a stage."""
+    def shape(self, attack: Attack | None = None, *, is_many: bool = False) -> Shape:
+        """Of the swarm in which an attack is tried; of the usual one."""
         replicas = self._setting.replicas_many if is_many else self._setting.replicas_alone
-        without = self.honest(replicas, attack.inner_steps)
-        attackers = num_attackers(replicas) if is_many else 1
-        spec = trial_spec(self._setting, replicas, attack.inner_steps)
-        return run_trial(attack, spec, attackers, self._seed, without)
+        if attack is None:
+            return Shape(replicas, None, None)
+        return Shape(replicas, attack.inner_steps, attack.in_flight_max)
+
+    def trial(self, attack: Attack, *, is_many: bool = False, without: Trial | None = None) -> Trial:
+        """The attack made by one miner, or by 30 % of a stage; `without` is the honest swarm's trial if known."""
+        shape = self.shape(attack, is_many=is_many)
+        attackers = num_attackers(shape.replicas) if is_many else 1
+        spec = trial_spec(self._setting, shape)
+        return run_trial(attack, spec, attackers, self._seed, self.honest(shape) if without is None else without)
 
 
-def weight_copier(laboratory: Laboratory, stake_share: float) -> Trial:
-    """A validator that copies, beside two that check; in the swarm where weights move because somebody is found."""
-    source = laboratory.trial(attack_named(COPIED_TRIAL))
+def weight_copier(source: Trial, stake_share: float) -> Trial:
+    """A validator that copies, beside two that check; in a swarm where weights move because somebody is found."""
     return replace(
         source,
         name="weight_copier",
@@ -156,24 +154,58 @@ def weight_copier(laboratory: Laboratory, stake_share: float) -> Trial:
         detected_after_outer_steps=None,
         earnings_before=copier_earnings(source.pay, stake_share, COPY_LAG_EPOCHS),
         earnings_after=None,
+        honest_spread=None,
+        honest_checks=0,
+        honest_failed=0,
         loss_effect=0.0,
     )
 
 
-def measure(seed: int, *, quick: bool = False, on_trial: Callable[[Trial], None] | None = None) -> Table:
-    """Runs all trials, or a few of them. Raises SimulationFailedError when an honest run breaks an invariant."""
-    laboratory = Laboratory(seed)
-    trials = []
-    for attack, is_many in _planned(quick):
-        trials.append(laboratory.trial(attack, is_many=is_many))
-        if on_trial is not None:
-            on_trial(trials[-1])
-    for stake_share in () if quick else COPIER_STAKE_SHARES:
-        trials.append(weight_copier(laboratory, stake_share))
-        if on_trial is not None:
-            on_trial(trials[-1])
-    faulty = [_faulty_checks(seed + number) for number in range(FAULTY_SEEDS_QUICK if quick else FAULTY_SEEDS)]
-    counted = (*trials, *laboratory.honest_trials)
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One trial of the table, such that another process can be asked for it."""
+
+    seed: int
+    attack_name: str
+    is_many: bool
+
+    @property
+    def attack(self) -> Attack:
+        return attack_named(self.attack_name)
+
+
+def measure(
+    seeds: Sequence[int],
+    *,
+    quick: bool = False,
+    only: Collection[str] = (),
+    num_processes: int = 1,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Table:
+    """Runs all trials, or a few of them, with each seed; `only` names attacks, without which all are tried and honest
+    swarms with faults too. Raises SimulationFailedError when an honest run breaks an invariant."""
+    tasks = [
+        _Task(seed, attack.name, is_many)
+        for is_many, attack, seed in product((False,) if quick else (False, True), ATTACKS, seeds)
+        if (attack.name in only if only else not quick or attack.name in QUICK_ATTACKS)
+    ]
+    num_faulty = 0 if only else FAULTY_SEEDS_QUICK if quick else FAULTY_SEEDS
+    with _mapping(num_processes) as each:
+        shapes = [(task.seed, Laboratory(task.seed).shape(task.attack, is_many=task.is_many)) for task in tasks]
+        honest = dict(zip(dict.fromkeys(shapes), each(_honest, dict.fromkeys(shapes)), strict=True))
+        trials = []
+        for trial in each(_tried, [(task, honest[shape]) for task, shape in zip(tasks, shapes, strict=True)]):
+            trials.append(trial)
+            if on_trial is not None:
+                on_trial(trial)
+        faulty = list(each(_faulty_checks, [seeds[0] + number for number in range(num_faulty)]))
+    if not quick and not only:
+        copied = [trial for task, trial in zip(tasks, trials, strict=True) if task.attack_name == COPIED_TRIAL]
+        trials += [weight_copier(trial, share) for share in COPIER_STAKE_SHARES for trial in copied[: len(seeds)]]
+        for copier in trials[len(tasks) :]:
+            if on_trial is not None:
+                on_trial(copier)
+    counted = (*trials, *honest.values())
     return Table(
         trials=tuple(trials),
         honest_checks=sum(trial.honest_checks for trial in counted) + sum(checks for checks, _ in faulty),
@@ -181,19 +213,31 @@ def measure(seed: int, *, quick: bool = False, on_trial: Callable[[Trial], None]
     )
 
 
-def _planned(quick: bool) -> Iterator[tuple[Attack, bool]]:
-    for is_many in (False,) if quick else (False, True):
-        yield from ((attack, is_many) for attack in ATTACKS if not quick or attack.name in QUICK_ATTACKS)
+@contextmanager
+def _mapping(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, in this process or in so many others; results come in order."""
+    if num_processes == 1:
+        yield map
+        return
+    # Spawned: a forked process would inherit whatever PyTorch's threads held just then.
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool.map
+
+
+def _honest(seed_and_shape: tuple[int, Shape]) -> Trial:
+    seed, shape = seed_and_shape
+    return Laboratory(seed).honest(shape)
+
+
+def _tried(task_and_honest: tuple[_Task, Trial]) -> Trial:
+    task, without = task_and_honest
+    return Laboratory(task.seed).trial(task.attack, is_many=task.is_many, without=without)
 
 
 def _faulty_checks(seed: int) -> tuple[int, int]:
     """Verdicts, and failed ones, in a swarm of honest miners in which things go wrong."""
     spec = tiny_spec(outer_steps=4, checks_per_outer_step=6)
-    shape = Shape(spec.num_stages, spec.replicas, spec.outer_steps)
+    shape = FaultShape(spec.num_stages, spec.replicas, spec.outer_steps)
     faults = draw_schedule(Random(f"faults beside adversaries {seed}"), shape, FAULTS)
     status = run_scenario(Scenario("faulty", spec, virtual_s_max=600.0, faults=faults), seed).status
     return status.num_checks, status.num_verdicts_failed
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

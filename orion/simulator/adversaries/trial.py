@@ -6,7 +6,7 @@ code of production; a finding is a failed verdict in the public record, or a mea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, pstdev
 
 import torch
 
@@ -119,6 +119,9 @@ class Trial:
     """Mean pay of an attacker until it was found, 1 = that of an honest miner in its place; None = no pay day."""
     earnings_after: float | None
     """The same from then on; None = not found, or no pay day followed."""
+    honest_spread: float | None
+    """Standard deviation of what honest miners of the attackers' stages earned meanwhile, 1 = their mean: what an
+    attacker's figure may differ by for no reason but luck; None = no pay day before all were found."""
     honest_punished: int
     """Honest miners with a failed verdict."""
     honest_checks: int
@@ -174,6 +177,7 @@ def run_trial(attack: Attack | None, spec: RunSpec, num_attackers: int, seed: in
         detected_after_outer_steps=max(1, max(found) - (watch.attacked_step or 0) + 1) if is_found else None,
         earnings_before=pay.earnings(luck, scale, after=False),
         earnings_after=pay.earnings(luck, scale, after=True),
+        honest_spread=pay.honest_spread(),
         honest_punished=len({verdict.miner for verdict in of_honest if not verdict.passed}),
         honest_checks=len(of_honest),
         honest_failed=sum(not verdict.passed for verdict in of_honest),
@@ -206,10 +210,22 @@ class _Pay:
 
     def share(self, hotkey: Hotkey, day: PaySet) -> float:
         """A miner's weight ÷ the mean of the honest miners of its stage; 0 while they have none either."""
-        stage_index = self.stages[hotkey]
-        peers = [peer for peer, stage in self.stages.items() if stage == stage_index and peer not in self.attackers]
-        mean = fmean(day.weights.get(peer, 0) for peer in peers)
+        mean = fmean(day.weights.get(peer, 0) for peer in self._honest(self.stages[hotkey]))
         return day.weights.get(hotkey, 0) / mean if mean > 0 else 0.0
+
+    def _honest(self, stage_index: int) -> list[Hotkey]:
+        """The honest miners of a stage."""
+        return [peer for peer, stage in self.stages.items() if stage == stage_index and peer not in self.attackers]
+
+    def honest_spread(self) -> float | None:
+        """How unlike honest miners beside the attackers were paid until all of these were found; None without a pay
+        day, or where nobody attacks."""
+        days = [day for day in self.days if not self.attackers <= day.found]
+        if not days or not self.attackers:
+            return None
+        stages = sorted({self.stages[attacker] for attacker in self.attackers})
+        earned = [fmean(self.share(peer, day) for day in days) for stage in stages for peer in self._honest(stage)]
+        return pstdev(earned)
 
     def earnings(self, luck: Mapping[Hotkey, Sequence[float]], scale: float, *, after: bool) -> float | None:
         """Mean over the attackers who had a pay day before (or after) they were found; None when nobody had."""
