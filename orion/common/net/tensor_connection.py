@@ -18,10 +18,10 @@ from typing import cast
 from urllib.parse import parse_qsl
 
 import httptools
-import numpy as np
 from blake3 import blake3
 
 from orion.common.ids import Digest
+from orion.common.net.buffer_pool import BufferPool
 from orion.common.net.http import SERVER_KEEPALIVE_S
 from orion.common.net.tensor_request import TensorHandler
 from orion.common.protocol.messages import Message, RefusalCode
@@ -93,6 +93,8 @@ class OpenConnections:
     """Connections of one server that carry tensor requests."""
 
     open: "set[TensorConnection]" = field(default_factory=set)
+    buffers: BufferPool = field(default_factory=BufferPool)
+    """For the bodies of all of them."""
     is_closed: bool = False
     """The server stops: who was accepted in the last moment is broken off."""
 
@@ -232,8 +234,7 @@ class TensorConnection(asyncio.BufferedProtocol):
     async def receive(self, size_bytes: int, digest: Digest) -> memoryview:
         """The body of the request at hand, in memory of its own. Raises RefusedError, or ConnectionError when the
         sender breaks off."""
-        # Not a bytearray: its memory would be filled with zeros first.
-        arrival = _Arrival(np.empty(size_bytes, np.uint8).data, blake3(), self._loop.create_future())
+        arrival = _Arrival(self._connections.buffers.take(size_bytes), blake3(), self._loop.create_future())
         num_came_along, self._num_came_along = self._num_came_along, 0
         arrival.view[:num_came_along] = self._head_view[:num_came_along]
         self._drop_held(num_came_along)
