@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from orion.bench.nursery import Nursery, Nursling
 from orion.common.clock import Clock
 from orion.common.errors import OrionError
 
@@ -33,7 +34,7 @@ class Worker:
     """One process."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Nursling
     output_path: Path
     errors_path: Path
 
@@ -56,6 +57,8 @@ class Workers:
     folder: Path
     """For their output; must be there."""
     clock: Clock
+    nursery: Nursery | None = None
+    """Who starts them; None: each is a new interpreter."""
     started: list[Worker] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -73,21 +76,33 @@ class Workers:
         argument: str,
         *,
         environment: Mapping[str, str],
-        wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
+        namespace: Path | None = None,
     ) -> Worker:
-        """Runs `python -m MODULE ARGUMENT`; `wrap` may put the command behind an emulated link."""
+        """Runs `python -m MODULE ARGUMENT`, or what its `main` does; `namespace` may put it behind an emulated link."""
         output_path, errors_path = self.folder / f"{name}.out", self.folder / f"{name}.err"
         with output_path.open("wb") as output, errors_path.open("wb") as errors:
-            process = subprocess.Popen(
-                wrap([sys.executable, "-m", module, argument]),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=errors,
-                env=dict(environment),
-                # Ctrl-C is for the benchmark. Not a session each: Linux shares a busy machine's time among sessions,
-                # and a system of many processes would get more of it than one of few.
-                process_group=0,
-            )
+            process: subprocess.Popen[bytes] | Nursling
+            if self.nursery is None:
+                enter = [] if namespace is None else ["nsenter", f"--net={namespace}", "--"]
+                process = subprocess.Popen(
+                    [*enter, sys.executable, "-m", module, argument],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=errors,
+                    env=dict(environment),
+                    # Ctrl-C is for the benchmark. Not a session each: Linux shares a busy machine's time among
+                    # sessions, and a system of many processes would get more of it than one of few.
+                    process_group=0,
+                )
+            else:
+                process = self.nursery.start(
+                    module,
+                    argument,
+                    environment=environment,
+                    namespace=namespace,
+                    output=output.fileno(),
+                    errors=errors.fileno(),
+                )
         worker = Worker(name, process, output_path, errors_path)
         self.started.append(worker)
         return worker

@@ -292,7 +292,7 @@ def pipeline(
     bench = PipelineBench(work, folder.absolute() / "data", SystemClock(), dict(os.environ))
     study = Study(work, wanted, 1 if quick else repetitions)
     try:
-        with ending_like_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
+        with ending_like_ctrl_c(), contextlib.suppress(KeyboardInterrupt), bench:
             study.run(bench, print_measurement)
     finally:
         table = study.table()

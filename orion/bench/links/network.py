@@ -95,9 +95,13 @@ class EmulatedNetwork:
         """The peer's IPv4 address, for all peers."""
         return address(range(len(self._plan.profiles))[peer])
 
+    def namespace_path(self, peer: int) -> Path:
+        """What a process enters to be behind that peer's link."""
+        return _NAMESPACES / self.namespaces[peer]
+
     def command(self, peer: int, arguments: Sequence[str]) -> list[str]:
         """What runs a program behind that peer's link."""
-        return ["nsenter", f"--net={_NAMESPACES / self.namespaces[peer]}", "--", *arguments]
+        return ["nsenter", f"--net={self.namespace_path(peer)}", "--", *arguments]
 
     def cut(self, peer: int, way: Way = Way.BOTH) -> None:
         """From its return on nothing passes that way. Raises LinkError."""

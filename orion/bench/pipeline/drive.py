@@ -3,13 +3,16 @@
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
 
 from orion.bench.links.network import EmulatedNetwork
+from orion.bench.nursery import Nursery
 from orion.bench.pipeline.orion_roles import LossAnswer, MinerTask, OrchestratorTask, miner_uri
 from orion.bench.pipeline.plan import Setting, System, Window, Workload
 from orion.bench.pipeline.training import TrainerResult, TrainerTask
@@ -28,8 +31,6 @@ _LOOPBACK = "127.0.0.1"
 _PORT = 29_500
 """Of who is met first, behind an emulated link, where nobody else listens."""
 
-Wrap = Callable[[Sequence[str]], Sequence[str]]
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -37,7 +38,8 @@ class Place:
 
     address: str
     interface: str
-    wrap: Wrap
+    namespace: Path | None
+    """Of its network; None: the machine's own."""
     port: int
     """A free one."""
 
@@ -53,7 +55,9 @@ class Site:
 
 
 class PipelineBench:
-    """Measures systems, one at a time. Needs root for every setting but the unshaped one."""
+    """Measures systems, one at a time. Needs root for every setting but the unshaped one. Use it as a context manager:
+    all that train are forked from one process that has imported everything, or starting them would take longer than
+    measuring."""
 
     def __init__(self, workload: Workload, data_root: Path, clock: Clock, environment: Mapping[str, str]) -> None:
         """Prepares the data under `data_root` where that has not been done."""
@@ -65,6 +69,19 @@ class PipelineBench:
             {**workload.spec.model_dump(mode="json"), "data_digest": digest}, "pipeline benchmark"
         )
         self._workload = workload
+        # Threads that spin while they wait would starve others on a busy machine.
+        waiting = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        modules = [f"orion.bench.pipeline.{name}" for name in ("plain", "torch_stage", "orion_roles")]
+        self._nursery = Nursery(modules, self._environment | waiting)
+
+    def __enter__(self) -> Self:
+        self._nursery.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._nursery.__exit__(kind, error, trace)
 
     def measure(self, system: System, setting: Setting) -> Measurement:
         """Trains. Raises BenchError, LinkError."""
@@ -81,12 +98,12 @@ class PipelineBench:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="orion-pipeline-")))
             places: list[Place] = []
             if setting.profile is None:
-                places = [Place(_LOOPBACK, "lo", lambda command: command, port) for port in _free_ports(num_places)]
+                places = [Place(_LOOPBACK, "lo", None, port) for port in _free_ports(num_places)]
             else:
                 network = stack.enter_context(EmulatedNetwork([setting.profile] * num_places))
                 for index in range(num_places):
-                    places.append(Place(network.address(index), "eth0", _behind(network, index), _PORT))
-            workers = stack.enter_context(Workers(folder, self._clock))
+                    places.append(Place(network.address(index), "eth0", network.namespace_path(index), _PORT))
+            workers = stack.enter_context(Workers(folder, self._clock, self._nursery))
             yield Site(workers, folder, tuple(places))
 
     # --- plain training and torch's pipeline
@@ -112,7 +129,6 @@ class PipelineBench:
                 f"rank-{rank}",
                 module=module,
                 argument=task.model_dump_json(),
-                num_threads=task.num_threads,
             )
         site.workers.wait_for_all(LIMIT_S)
         results = [TrainerResult.model_validate_json(worker.output_lines()[-1]) for worker in site.workers.started]
@@ -182,17 +198,14 @@ class PipelineBench:
 
     # --- both
 
-    def _start(
-        self, site: Site, place: Place, name: str, *, module: str, argument: str, num_threads: int = 1
-    ) -> Worker:
-        # Threads that spin while they wait would starve others on a busy machine; gloo finds its network by name.
-        more = {
-            "OMP_NUM_THREADS": str(num_threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "GLOO_SOCKET_IFNAME": place.interface,
-        }
+    def _start(self, site: Site, place: Place, name: str, *, module: str, argument: str) -> Worker:
+        more = {"GLOO_SOCKET_IFNAME": place.interface}  # gloo finds its network by name
         return site.workers.start(
-            name, f"orion.bench.pipeline.{module}", argument, wrap=place.wrap, environment=self._environment | more
+            name,
+            f"orion.bench.pipeline.{module}",
+            argument,
+            namespace=place.namespace,
+            environment=self._environment | more,
         )
 
     def _per_1000_tokens(self, cpu_s: float, window: Window) -> float:
@@ -202,10 +215,6 @@ class PipelineBench:
 def _idle_share(idle_s: float, timed_s: float) -> float:
     """Of all processors; clock ticks are coarse, so that a machine without a pause may seem to have idled a little."""
     return min(1.0, max(0.0, idle_s / (timed_s * (os.cpu_count() or 1))))
-
-
-def _behind(network: EmulatedNetwork, peer: int) -> Wrap:
-    return lambda command: network.command(peer, command)
 
 
 def _free_ports(count: int) -> list[int]:
