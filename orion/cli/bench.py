@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -207,6 +208,7 @@ def churn(
     *,
     blows: Annotated[int, typer.Option(min=3, max=1000, help="Miners that are killed, stopped or cut off.")] = 6,
     every_s: Annotated[float, typer.Option(min=2.0, help="Seconds between two of them.")] = 20.0,
+    sync: Annotated[str, typer.Option(help="Of the run: blocking or overlapped.")] = "blocking",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Stretches that the blows are spread over.")] = 2,
     undisturbed_s: Annotated[float, typer.Option(min=5.0, help="Seconds of each calm stretch around them.")] = 30.0,
     data: Annotated[Path, typer.Option(help="Folder for prepared data.")] = Path(".orion/data"),
@@ -220,8 +222,11 @@ def churn(
     from orion.bench.churn.study import Settings, run_study
     from orion.common.clock import SystemClock
 
-    settings = Settings(num_blows=blows, every_s=every_s, num_rounds=rounds, undisturbed_s=undisturbed_s, seed=seed)
-    figures = asyncio.run(run_study(settings, data, SystemClock(), dict(os.environ)))
+    settings = Settings(
+        num_blows=blows, every_s=every_s, num_rounds=rounds, undisturbed_s=undisturbed_s, sync=sync, seed=seed
+    )
+    tell = partial(typer.echo, err=True)
+    figures = asyncio.run(run_study(settings, data, SystemClock(), dict(os.environ), tell))
     faults = figures.faults()
     if as_json:
         print(json.dumps(figures.as_json() | {"settings": asdict(settings), "faults": faults}))

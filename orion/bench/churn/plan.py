@@ -134,8 +134,8 @@ class Churn:
         return asdict(self)
 
 
-def churn_spec(num_stages: int, replicas: int, outer_step_s: float, pace: Pace) -> RunSpec:
-    """A run of the smallest model whose outer steps take about so long."""
+def churn_spec(num_stages: int, replicas: int, outer_step_s: float, pace: Pace, sync: str = "blocking") -> RunSpec:
+    """A run of the smallest model whose outer steps take about so long. `sync` as in the run's specification."""
     in_step = outer_step_s * replicas / (pace.forward_s + pace.backward_s)
     microbatches_per_step = 4
     tree = {
@@ -144,6 +144,7 @@ def churn_spec(num_stages: int, replicas: int, outer_step_s: float, pace: Pace) 
         "num_stages": num_stages,
         "replicas": replicas,
         "outer_steps": 100_000,
+        "sync": sync,
         "inner_steps": max(1, round(in_step / replicas / microbatches_per_step)),
         "microbatches_per_step": microbatches_per_step,
         "model": {"preset": "nano"},

@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,8 @@ from orion.orchestrator.config import OrchestratorConfig
 
 HOST = "127.0.0.1"
 SAMPLE_S = 0.2
-START_LIMIT_S = 300.0
+LIMIT_S = 530.0
+"""For all of it."""
 WHOLE_LIMIT_S = 60.0
 """For newcomers to take the places of those that were struck."""
 SETTLE_LIMIT_S = 90.0
@@ -66,6 +67,8 @@ class Settings:
     undisturbed_s: float = 30.0
     """Of each calm stretch, at least: it ends with an outer step."""
     outer_step_s: float = 15.0
+    sync: str = "blocking"
+    """Whether training waits for the outer step, as the run's specification says it."""
     pace: Pace = field(default_factory=Pace)
     seed: int = 0
 
@@ -94,6 +97,7 @@ class _Swarm:
     environment: Mapping[str, str]
     stack: AsyncExitStack
     http: HttpClient
+    tell: Callable[[str], None]
     miners: dict[str, _Miner] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     struck: list[tuple[_Miner, float]] = field(default_factory=list)
@@ -133,16 +137,14 @@ class _Swarm:
         return await OrchestratorClient.status(self.http, self.url)
 
     async def when_training(self) -> None:
-        """Waits for the first microbatches. Raises BenchError."""
-        deadline_s = self.clock.monotonic_s() + START_LIMIT_S
-        while self.clock.monotonic_s() < deadline_s:
+        """Waits for the first microbatches."""
+        while True:
             try:
                 if (await self.status()).microbatches_applied > self.settings.replicas * self.settings.num_stages:
                     return
             except TransportError:
                 pass  # the orchestrator is not up yet
             await asyncio.sleep(SAMPLE_S)
-        raise BenchError(f"nothing was trained within {START_LIMIT_S:.0f} s")
 
     def working(self, status: RunStatus) -> dict[int, list[str]]:
         """Active miners of each stage that are not under a blow."""
@@ -177,22 +179,40 @@ class _Swarm:
         return tuple(sorted(float(line) for miner in self.miners.values() for line in miner.worker.output_lines()))
 
 
-async def run_study(settings: Settings, data_root: Path, clock: Clock, environment: Mapping[str, str]) -> Churn:
-    """One run. Raises BenchError."""
-    spec = churn_spec(settings.num_stages, settings.replicas, settings.outer_step_s, settings.pace)
+async def run_study(
+    settings: Settings,
+    data_root: Path,
+    clock: Clock,
+    environment: Mapping[str, str],
+    tell: Callable[[str], None],
+) -> Churn:
+    """One run; `tell` hears how far it is. Raises BenchError, also when it takes longer than `LIMIT_S`."""
+    spec = churn_spec(settings.num_stages, settings.replicas, settings.outer_step_s, settings.pace, settings.sync)
     data_folder = data_root / spec.data.folder_name()
     digest = (await asyncio.to_thread(prepare, spec.data, data_folder)).digest
     spec = RunSpec.parse({**spec.model_dump(mode="json"), "data_digest": digest}, "churn benchmark")
     environment = {**environment, "OMP_NUM_THREADS": "1"}
-    async with _running(settings, spec, data_folder, clock, environment) as swarm:
-        course = await _observe(swarm)
-        status = await _settled(swarm)
+    try:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            _running(settings, spec, data_folder=data_folder, clock=clock, environment=environment, tell=tell) as swarm,
+        ):
+            course = await _observe(swarm)
+            status = await _settled(swarm)
+    except TimeoutError as error:
+        raise BenchError(f"not through after {LIMIT_S:.0f} s: too much other work on this machine?") from error
     return _figures(settings, course, swarm.fired, status)
 
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, spec: RunSpec, data_folder: Path, clock: Clock, environment: Mapping[str, str]
+    settings: Settings,
+    spec: RunSpec,
+    *,
+    data_folder: Path,
+    clock: Clock,
+    environment: Mapping[str, str],
+    tell: Callable[[str], None],
 ) -> AsyncIterator[_Swarm]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="orion-churn-")))
@@ -209,9 +229,10 @@ async def _running(
         )
         http = await stack.enter_async_context(HttpClient())
         url = f"http://{HOST}:{port}"
-        swarm = _Swarm(settings, spec, workers, folder, data_folder, url, clock, environment, stack, http)
+        swarm = _Swarm(settings, spec, workers, folder, data_folder, url, clock, environment, stack, http, tell)
         for index in range(num_miners):
             await swarm.start_miner(index // settings.replicas)
+        tell(f"{num_miners} miners start")
         await swarm.when_training()
         yield swarm
 
@@ -228,6 +249,7 @@ async def _observe(swarm: _Swarm) -> Course:
         began_s = await swarm.opening()
         ended_s = await swarm.opening(began_s + settings.undisturbed_s)
         stretches.append(Stretch(True, began_s, ended_s))
+        swarm.tell(f"calm for {ended_s - began_s:.0f} s")
         if not num_rounds_left:
             break
         num_blows = -(-num_left // num_rounds_left)
@@ -273,6 +295,7 @@ async def _strike(swarm: _Swarm, rng: random.Random, blow: Blow) -> None:
         case Blow.CUT:
             victim.proxy.cut()
     swarm.struck.append((victim, swarm.clock.now_s()))
+    swarm.tell(f"{name} feels a {blow}")
     await swarm.start_miner(None)
 
 
