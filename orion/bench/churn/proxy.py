@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 CHUNK_BYTES = 1 << 16
@@ -60,7 +60,8 @@ class CutProxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with closing(writer):
+        # It is cancelled at the end only; the stream's own callback takes a cancelled task for a mistake and prints it.
+        with suppress(asyncio.CancelledError), closing(writer):
             await self._pass()
             try:
                 target_reader, target_writer = await asyncio.open_connection(self._host, self.target_port)
