@@ -357,3 +357,49 @@ def overlap(
             print(fault)
     if study.faults() and not quick:
         raise typer.Exit(1)
+
+
+@bench_app.command()
+def sync(
+    *,
+    settings: Annotated[str, typer.Option(help="Names with commas (unshaped,856,100); empty = all.")] = "",
+    faults: Annotated[str, typer.Option(help="With commas (none,slow,killed_upload, …); empty = all.")] = "",
+    steps: Annotated[int, typer.Option(min=1, max=12, help="Outer steps that are timed in each setting.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small stage, unshaped, one outer step: no bar is held against it.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where data is kept.", envvar="ORION_FOLDER")] = Path(".orion"),
+    as_json: Json = False,
+) -> None:
+    """What an outer step's synchronisation takes, beside the links' floor and gloo (root). Exits 1 below the bar."""
+    from orion.bench.sync.drive import SyncBench, memory_folder
+    from orion.bench.sync.plan import SETTINGS, UNSHAPED, misses, sync_spec
+    from orion.cli.sync_table import format_row, report
+    from orion.common.clock import SystemClock
+
+    names, wanted_faults = [item.split(",") if item else [] for item in (settings, faults)]
+    wanted = [
+        setting
+        for setting in SETTINGS
+        if (not names or setting.name in names) and (not wanted_faults or setting.fault in wanted_faults)
+    ]
+    bench = SyncBench(
+        sync_spec(quick=quick),
+        folder.absolute() / "data",
+        SystemClock(),
+        dict(os.environ),
+        num_timed=1 if quick else steps,
+        scratch=memory_folder(),
+    )
+    rows = []
+    with bench:
+        for setting in (UNSHAPED,) if quick else wanted:
+            rows.append(bench.measure(setting))
+            print(format_row(rows[-1]), file=sys.stderr if as_json else sys.stdout, flush=True)
+    missed = misses(rows, bench.spec.time_limits.transfer_grace_s)
+    for line in missed:
+        print(line, file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(report(rows, bench)))
+    if missed and not quick:
+        raise typer.Exit(1)

@@ -159,6 +159,9 @@ class RunSpec(Section):
     outer: OuterConfig = OuterConfig()
     codec: Literal["none", "bf16", "int8"] = "none"
     """How pseudo-gradients are encoded for upload."""
+    mean: Literal["weighted", "trimmed"] = "weighted"
+    """How contributions become a mean (`orion.common.protocol.reduction.MeanRule`); `trimmed` needs five replicas to
+    make a difference."""
     num_partitions: Annotated[int, Field(ge=1, le=4096)] = 4
     """Partitions of each stage's flat vector, each reduced by two replicas."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -293,10 +293,8 @@ class MinerCore:
                 outer.commits.persisted(commitment)
             case events.UploadEnded():
                 outer.upload_ended(event, now_s)
-            case events.ReduceEnded():
-                outer.reduce_ended(event, now_s)
-            case events.ReduceFailed():
-                outer.reduce_failed(event, now_s)
+            case events.ReduceEnded() | events.ReduceFailed() | events.SlicesFetched() | events.MeanFetched():
+                outer.reductions.ended(event, now_s)
             case events.CheckpointEnded():
                 outer.checkpoint_ended(event, now_s)
 

@@ -167,7 +167,7 @@ class PersistLog:
 
 @dataclass(frozen=True, slots=True)
 class UploadPseudoGradient:
-    """Writes the encoded bodies of the outbox to the store, and empties it. Ends as `UploadEnded`."""
+    """Writes the encoded bodies of the outbox to the store, holds them, and empties it. Ends as `UploadEnded`."""
 
     outer_step: int
     objects: tuple[ObjectRef, ...]
@@ -175,13 +175,35 @@ class UploadPseudoGradient:
 
 @dataclass(frozen=True, slots=True)
 class ReducePartition:
-    """Fetches a partition of all contributions, writes the mean. Ends as `ReduceEnded` or `ReduceFailed`."""
+    """Makes the mean of a partition of all contributions. Ends as `ReduceEnded` or `ReduceFailed`."""
 
     stage_index: int
     outer_step: int
     partition_index: int
     contributions: tuple[Contribution, ...]
     """All of the plan, in its order; the partition's object is `objects[partition_index]`."""
+    writes: bool = True
+    """Whether the mean is written to the store, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSlices:
+    """Fetches what is there of a partition of all contributions, and holds it. Ends as `SlicesFetched`."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMean:
+    """Fetches a mean that stands, and holds it. Ends as `MeanFetched`."""
+
+    stage_index: int
+    outer_step: int
+    partition_index: int
+    object: ObjectRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +254,8 @@ Effect = (
     | PersistLog
     | UploadPseudoGradient
     | ReducePartition
+    | FetchSlices
+    | FetchMean
     | UploadCheckpoint
     | SendReport
     | SendNotice

@@ -331,13 +331,33 @@ class UploadEnded:
 
 @dataclass(frozen=True, slots=True)
 class ReduceEnded:
-    """A partition's mean lies in the store."""
+    """A partition's mean is known, and lies in the store if it was to be written."""
 
     outer_step: int
     partition_index: int
     object: ObjectRef | None
     """None: every contribution was left out, so there is no mean."""
     excluded: tuple[Exclusion, ...]
+    is_stored: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SlicesFetched:
+    """It was tried to fetch a partition's slices ahead."""
+
+    outer_step: int
+    partition_index: int
+    is_complete: bool
+    """All of them are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanFetched:
+    """It was tried to fetch a partition's mean ahead."""
+
+    outer_step: int
+    partition_index: int
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +420,8 @@ Event = (
     | UploadEnded
     | ReduceEnded
     | ReduceFailed
+    | SlicesFetched
+    | MeanFetched
     | CheckpointEnded
     | ReportEnded
     | NoticeEnded

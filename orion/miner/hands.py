@@ -6,7 +6,7 @@ computes is given to it, so that it needs no event loop: the simulator runs it t
 turns one that has passed into the event of `failed`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
@@ -15,7 +15,6 @@ from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
 from orion.common.offload import Offload, in_thread
-from orion.common.protocol.codec import Body
 from orion.common.protocol.keys import reduced_key
 from orion.common.protocol.messages import (
     Applied,
@@ -35,12 +34,14 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import state_digest
-from orion.common.train.partition import partition_bounds
+from orion.common.train.partition import Partition, partition_bounds
 from orion.miner.archive import Archive
 from orion.miner.effects import (
     ApplyManifest,
     Compute,
+    FetchMean,
     FetchMerged,
+    FetchSlices,
     LoadAnchor,
     PersistLog,
     ReducePartition,
@@ -62,6 +63,7 @@ from orion.miner.events import (
     LeaseGranted,
     LeaseRefused,
     LogPersisted,
+    MeanFetched,
     MergedFetched,
     MergedNotFetched,
     NoticeEnded,
@@ -69,13 +71,24 @@ from orion.miner.events import (
     ReduceFailed,
     ReportEnded,
     SendOutcome,
+    SlicesFetched,
     UploadEnded,
 )
+from orion.miner.held_objects import HeldObjects
 from orion.miner.worker import DeviceWorker, TokenSource
 
 Question = RequestJoin | RequestLease | SendReport | SendNotice
 """One request to the orchestrator."""
-Errand = LoadAnchor | ApplyManifest | FetchMerged | UploadPseudoGradient | ReducePartition | UploadCheckpoint
+Errand = (
+    LoadAnchor
+    | ApplyManifest
+    | FetchMerged
+    | UploadPseudoGradient
+    | ReducePartition
+    | FetchSlices
+    | FetchMean
+    | UploadCheckpoint
+)
 """Several requests, tensors and computing."""
 Deed = Question | Errand
 """Effects that are carried out here and may fail."""
@@ -95,6 +108,8 @@ Ending = (
     | UploadEnded
     | ReduceEnded
     | ReduceFailed
+    | SlicesFetched
+    | MeanFetched
     | CheckpointEnded
 )
 """The events that they end as."""
@@ -124,14 +139,6 @@ class Orchestrator(Protocol):
     async def checkpoint(self, checkpoint: CheckpointUploaded) -> Done: ...
 
 
-class Objects(Protocol):
-    """The object store (`ObjectClient`)."""
-
-    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]: ...
-
-    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]: ...
-
-
 class Hands:
     """What one miner acts with."""
 
@@ -142,7 +149,7 @@ class Hands:
         *,
         join: Join,
         orchestrator: Orchestrator,
-        objects: Objects,
+        objects: HeldObjects,
         anchors: AnchorLoader,
         worker: DeviceWorker,
         archive: Archive,
@@ -150,8 +157,9 @@ class Hands:
         on_device: Offload,
         offload: Offload = in_thread,
     ) -> None:
-        """`open_tokens` gets the run's data, once, when the first stage is assigned. `on_device` computes with the
-        worker, one thing after the other; `offload` computes anything else."""
+        """`anchors` should read from `objects`, so that means that are held need no fetching. `open_tokens` gets the
+        run's data, once, when the first stage is assigned. `on_device` computes with the worker, one thing after the
+        other; `offload` computes anything else."""
         self._spec = spec
         self._hotkey = hotkey
         self._join = join
@@ -193,6 +201,9 @@ class Hands:
                 return await self._upload(deed)
             case ReducePartition():
                 return await self._reduce(deed)
+            case FetchSlices() | FetchMean():
+                refs = [deed.object] if isinstance(deed, FetchMean) else self._slices(deed).values()
+                return _fetched(deed, is_complete=await self._objects.fetch(refs))
             case UploadCheckpoint():
                 return await self._upload_checkpoint(deed)
             case _:
@@ -227,6 +238,7 @@ class Hands:
             self._worker.tokens = await self._open_tokens()
         state = await self._anchors.load(deed.stage_index, deed.outer_step, deed.checkpoint)
         digest = await self._on_device(partial(self._worker.load, deed.stage_index, state))
+        self._objects.clear()
         return AnchorLoaded(deed.stage_index, deed.outer_step, digest)
 
     async def _apply(self, deed: ApplyManifest) -> Ending:
@@ -238,6 +250,7 @@ class Hands:
             return ApplyEnded(outer_step, await self._offload(partial(state_digest, before)))
         after = await self._anchors.apply(before, deed.manifest)
         digest = await self._on_device(partial(self._worker.load, deed.manifest.stage_index, after))
+        self._objects.clear()
         return ApplyEnded(outer_step, digest)
 
     async def _fetch_merged(self, deed: FetchMerged) -> Ending:
@@ -250,28 +263,47 @@ class Hands:
         if self._worker.outer_state is not before:
             return MergedNotFetched(outer_step, "the engine stands elsewhere by now")
         self._worker.merged = after
+        self._objects.clear()
         return MergedFetched(outer_step, digest)
 
     async def _upload(self, deed: UploadPseudoGradient) -> Ending:
         outbox = self._worker.outbox
         if any(ref.key not in outbox for ref in deed.objects):
             return UploadEnded(deed.outer_step, succeeded=False)  # the stage has gone on meanwhile
+        for ref in deed.objects:
+            self._objects.hold(outbox[ref.key])
         await self._objects.put_many({ref.key: outbox[ref.key] for ref in deed.objects})
         self._worker.outbox = {}
         return UploadEnded(deed.outer_step, succeeded=True)
 
     async def _reduce(self, deed: ReducePartition) -> Ending:
         spec, index = self._spec, deed.partition_index
-        partition = partition_bounds(self._spec.stage_sizes[deed.stage_index], spec.num_partitions)[index]
-        refs = slice_refs(spec.codec, partition.num_params, deed.contributions, index)
+        partition = self._partition(deed)
+        refs = self._slices(deed)
         bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
         slices = slices_in_order(deed.contributions, bodies)
-        reduction = await self._offload(partial(reduce_partition, spec.codec, partition.num_params, slices))
+        reduce = partial(reduce_partition, spec.codec, partition.num_params, slices, spec.mean)
+        reduction = await self._offload(reduce)
         if reduction.mean is None:
             return ReduceEnded(deed.outer_step, index, None, reduction.excluded)
+        mean = reduction.mean
+        self._objects.hold(mean)
+        self._objects.release(refs.values())
         key = reduced_key(deed.outer_step, deed.stage_index, self._hotkey, index)
-        (ref,) = await self._objects.put_many({key: reduction.mean})
-        return ReduceEnded(deed.outer_step, index, ref, reduction.excluded)
+        if deed.writes:
+            (ref,) = await self._objects.put_many({key: mean})
+        else:
+            ref = ObjectRef(key=key, digest=mean.digest, size_bytes=mean.size_bytes)
+        return ReduceEnded(deed.outer_step, index, ref, reduction.excluded, is_stored=deed.writes)
+
+    def _partition(self, deed: ReducePartition | FetchSlices) -> Partition:
+        bounds = partition_bounds(self._spec.stage_sizes[deed.stage_index], self._spec.num_partitions)
+        return bounds[deed.partition_index]
+
+    def _slices(self, deed: ReducePartition | FetchSlices) -> dict[Hotkey, ObjectRef]:
+        """What a partition is reduced from."""
+        num_params = self._partition(deed).num_params
+        return slice_refs(self._spec.codec, num_params, deed.contributions, deed.partition_index)
 
     async def _upload_checkpoint(self, deed: UploadCheckpoint) -> Ending:
         # Beside the device: the anchor's tensors are never written to.
@@ -296,10 +328,17 @@ def failed(deed: Deed, error: Exception) -> Ending:
             return UploadEnded(deed.outer_step, succeeded=False)
         case ReducePartition():
             return ReduceFailed(deed.outer_step, deed.partition_index, str(error))
+        case FetchSlices() | FetchMean():
+            return _fetched(deed, is_complete=False)
         case UploadCheckpoint():
             return CheckpointEnded(deed.outer_step, None)
         case _:
             return _not_granted(deed, error.refusal if isinstance(error, RefusedError) else None)
+
+
+def _fetched(deed: FetchSlices | FetchMean, *, is_complete: bool) -> Ending:
+    kind = MeanFetched if isinstance(deed, FetchMean) else SlicesFetched
+    return kind(deed.outer_step, deed.partition_index, is_complete)
 
 
 def _not_granted(question: Question, refusal: Refusal | None) -> Ending:
@@ -331,7 +370,9 @@ def size_bytes_max(spec: RunSpec, deed: Deed) -> float:
             return spec.stage_sizes[manifest.stage_index] * 4.0
         case UploadPseudoGradient():
             return float(sum(ref.size_bytes for ref in deed.objects))
-        case ReducePartition():
+        case FetchMean(_, _, _, ref):
+            return float(ref.size_bytes)
+        case ReducePartition() | FetchSlices():
             # Every contribution's slice, and the mean; no slice is larger than fp32.
             partition_bytes = 4.0 * (spec.stage_sizes[deed.stage_index] // spec.num_partitions + 1)
             return partition_bytes * (len(deed.contributions) + 1)

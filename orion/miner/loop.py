@@ -15,7 +15,7 @@ import structlog
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import OrionError, TransportError
-from orion.common.net.object_client import ObjectClient
+from orion.common.net.bandwidth import BandwidthMeter
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.offload import Offload
 from orion.common.protocol.messages import RefusalCode
@@ -72,7 +72,8 @@ class MinerLoop:
         hands: Hands,
         peers: PeerClient,
         orchestrator: OrchestratorClient,
-        objects: ObjectClient,
+        upload_meter: BandwidthMeter,
+        download_meter: BandwidthMeter,
         worker: DeviceWorker,
         cache: TensorCache,
         monitor: BoundaryMonitor,
@@ -86,7 +87,8 @@ class MinerLoop:
         self._hands = hands
         self._peers = peers
         self._orchestrator = orchestrator
-        self._objects = objects
+        self._upload_meter = upload_meter
+        self._download_meter = download_meter
         self._worker = worker
         self._cache = cache
         self._monitor = monitor
@@ -248,8 +250,8 @@ class MinerLoop:
             boundary = self._monitor.due_report(view.stage.outer_step, view.stage.phase)
             heartbeat = self._core.heartbeat(rate, min(1.0, self._busy_s / seconds), boundary).model_copy(
                 update={
-                    "upload_bytes_per_s": self._objects.upload_meter.bytes_per_s,
-                    "download_bytes_per_s": self._objects.download_meter.bytes_per_s,
+                    "upload_bytes_per_s": self._upload_meter.bytes_per_s,
+                    "download_bytes_per_s": self._download_meter.bytes_per_s,
                 }
             )
             told_s, num_applied, self._busy_s = now_s, self._core.num_applied, 0.0

@@ -13,7 +13,7 @@ closed, and what was merged is added only as a job of the device;
 a commitment is acknowledged before the pseudo-gradient is uploaded; what the stage no longer waits for is not begun.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey, MemberState, Operation, Phase
@@ -21,8 +21,6 @@ from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
     Contribution,
-    PartitionPlan,
-    Reduced,
     Uploaded,
 )
 from orion.miner.commits import Commits
@@ -30,7 +28,6 @@ from orion.miner.effects import (
     ApplyManifest,
     FetchMerged,
     LoadAnchor,
-    ReducePartition,
     UploadCheckpoint,
     UploadPseudoGradient,
 )
@@ -45,8 +42,6 @@ from orion.miner.events import (
     MergedFetched,
     MergedNotFetched,
     PseudoGradientEncoded,
-    ReduceEnded,
-    ReduceFailed,
     TakeMerged,
     UploadEnded,
 )
@@ -54,11 +49,9 @@ from orion.miner.local_step import LocalStep, Unmerged
 from orion.miner.moment import Emit
 from orion.miner.notices import Backoff, Notices
 from orion.miner.oplog import OpLog
+from orion.miner.reducing import Reductions
 from orion.miner.reports import Reports
 from orion.miner.view import View
-
-REDUCTIONS_MAX = 2
-"""Partitions reduced at a time: one downloads while the other computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +62,6 @@ class Anchor:
     outer_step: int
     """The one that starts from it."""
     digest: Digest
-
-
-@dataclass(slots=True)
-class _Merge:
-    """Reductions of one outer step."""
-
-    outer_step: int = -1
-    under_way: set[int] = field(default_factory=set)
-    done: set[int] = field(default_factory=set)
-    backoff: dict[int, Backoff] = field(default_factory=dict)
 
 
 class OuterSteps:
@@ -107,7 +90,7 @@ class OuterSteps:
         self._checkpoint_backoff = Backoff()
         self._checkpoint_under_way = False
         self._checkpoint_done = -1
-        self._merge = _Merge()
+        self.reductions = Reductions(hotkey, notices=notices, emit=emit)
 
     # --- what holds now -----------------------------------------------------------------------------------------------
 
@@ -233,9 +216,7 @@ class OuterSteps:
         if not event.succeeded:
             self._upload_backoff.failed(now_s)
             return
-        assert local.objects is not None
-        contribution = Contribution(hotkey=self._hotkey, num_microbatches=local.num_stepped, objects=local.objects)
-        self._notices.add(Uploaded(outer_step=local.outer_step, contribution=contribution), now_s)
+        self._tell_contribution(local, now_s, is_stored=True)
 
     def anchor_loaded(self, event: AnchorLoaded, view: View | None, now_s: float) -> None:
         self._stand_at(Anchor(event.stage_index, event.outer_step, event.state_digest), view, now_s)
@@ -252,26 +233,6 @@ class OuterSteps:
         if anchor_is_lost:
             # With the anchor goes what was done on it: it was sealed before the load began.
             self.anchor = self.local = self._unmerged = None
-
-    def reduce_ended(self, event: ReduceEnded, now_s: float) -> None:
-        if event.outer_step != self._merge.outer_step:
-            return
-        self._merge.under_way.discard(event.partition_index)
-        self._merge.done.add(event.partition_index)
-        if event.object is None:
-            return
-        reduced = Reduced(
-            outer_step=event.outer_step,
-            partition_index=event.partition_index,
-            object=event.object,
-            excluded=event.excluded,
-        )
-        self._notices.add(reduced, now_s)
-
-    def reduce_failed(self, event: ReduceFailed, now_s: float) -> None:
-        if event.outer_step == self._merge.outer_step:
-            self._merge.under_way.discard(event.partition_index)
-            self._merge.backoff.setdefault(event.partition_index, Backoff()).failed(now_s)
 
     def checkpoint_ended(self, event: CheckpointEnded, now_s: float) -> None:
         self._checkpoint_under_way = False
@@ -321,15 +282,16 @@ class OuterSteps:
             self.commits.advance(self.local.num_stepped, now_s)
         self._fetch_merged(view, now_s)
         self._upload(view, now_s)
-        self._reduce(view, now_s)
+        self.reductions.advance(view, now_s)
         self._checkpoint(view, now_s)
 
     def wake_times_s(self) -> list[float]:
         """When things that failed may be tried again; times that have passed mean nothing."""
-        backoffs = [self._load_backoff, self._upload_backoff, self._checkpoint_backoff, *self._merge.backoff.values()]
+        backoffs = [self._load_backoff, self._upload_backoff, self._checkpoint_backoff]
         if self._unmerged is not None:
             backoffs.append(self._unmerged.backoff)
-        return [self.commits.wake_s(), *(backoff.until_s for backoff in backoffs)]
+        times_s = [self.commits.wake_s(), *(backoff.until_s for backoff in backoffs)]
+        return times_s + self.reductions.wake_times_s()
 
     def check_invariants(self, num_computing: int) -> None:
         local = self.local
@@ -347,8 +309,7 @@ class OuterSteps:
         uploading = self._contributing
         if uploading is not None and uploading.is_uploading:
             assert self._reports.is_committed(uploading.outer_step), "uploads before committing"
-        assert len(self._merge.under_way) <= REDUCTIONS_MAX, "too many reductions"
-        assert not self._merge.under_way & self._merge.done, "a partition is reduced twice"
+        self.reductions.check_invariants()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -417,29 +378,16 @@ class OuterSteps:
             return
         if self._upload_backoff.is_over(now_s):
             local.is_uploading = True
+            if not local.is_announced:
+                local.is_announced = True
+                self._tell_contribution(local, now_s, is_stored=False)
             self._emit(UploadPseudoGradient(local.outer_step, local.objects))
 
-    def _reduce(self, view: View, now_s: float) -> None:
-        plan = view.merge_plan
-        if plan is None or not view.is_in(Phase.MERGE, plan.outer_step) or view.is_merged(plan.outer_step):
-            return
-        if self._merge.outer_step != plan.outer_step:
-            if self._merge.under_way:
-                return  # reductions of the last plan end first, so that no more than the bound are under way
-            self._merge = _Merge(plan.outer_step)
-        for partition in plan.partitions:
-            if len(self._merge.under_way) < REDUCTIONS_MAX and self._may_reduce(partition, now_s):
-                self._merge.under_way.add(partition.partition_index)
-                self._emit(
-                    ReducePartition(plan.stage_index, plan.outer_step, partition.partition_index, plan.contributions)
-                )
-
-    def _may_reduce(self, partition: PartitionPlan, now_s: float) -> bool:
-        index = partition.partition_index
-        if self._hotkey not in partition.reducers or index in self._merge.under_way or index in self._merge.done:
-            return False
-        backoff = self._merge.backoff.get(index)
-        return backoff is None or backoff.is_over(now_s)
+    def _tell_contribution(self, local: LocalStep, now_s: float, *, is_stored: bool) -> None:
+        assert local.objects is not None
+        contribution = Contribution(hotkey=self._hotkey, num_microbatches=local.num_stepped, objects=local.objects)
+        uploaded = Uploaded(outer_step=local.outer_step, contribution=contribution, is_stored=is_stored)
+        self._notices.add(uploaded, now_s)
 
     def _checkpoint(self, view: View, now_s: float) -> None:
         anchor = self.anchor

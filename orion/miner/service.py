@@ -42,6 +42,7 @@ from orion.miner.core import MinerCore
 from orion.miner.desk import Desk
 from orion.miner.disk_archive import DiskArchive
 from orion.miner.hands import Hands
+from orion.miner.held_objects import HeldObjects
 from orion.miner.loop import MinerLoop
 from orion.miner.peer_client import PeerClient
 from orion.miner.peer_server import PeerServer
@@ -98,7 +99,9 @@ async def serve(
         url = config.public_url or f"http://{config.host}:{port}"
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
         # What is large and half there when this process ends is gone on with by the next one.
-        objects = ObjectClient(orchestrator, folder=config.state_folder / hotkey / "downloads", clock=clock)
+        downloads = config.state_folder / hotkey / "downloads"
+        reading, writing = (ObjectClient(orchestrator, folder=downloads, clock=clock) for _ in range(2))
+        objects = HeldObjects(reading, writing)
         stack.callback(archive.close)
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
@@ -132,7 +135,8 @@ async def serve(
             hands=hands,
             peers=PeerClient(spec, rpc, cache, clock),
             orchestrator=orchestrator,
-            objects=objects,
+            upload_meter=writing.upload_meter,
+            download_meter=reading.download_meter,
             worker=worker,
             cache=cache,
             monitor=monitor,

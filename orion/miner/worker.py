@@ -272,7 +272,7 @@ class DeviceWorker:
     def _encode_pseudo_gradient(self, outer_step: int) -> PseudoGradientEncoded:
         assert self._outer_step == outer_step, f"the engine stands at outer step {self._outer_step}"
         self.outbox = {}
-        values_N = self._current.pseudo_gradient_N()
+        values_N = self._pseudo_gradient_N()
         if not bool(values_N.isfinite().all()):
             return PseudoGradientEncoded(outer_step, ())
         read_N = torch.empty_like(values_N)
@@ -297,6 +297,9 @@ class DeviceWorker:
         self._current.take_merged(merged)
         self._is_ahead, self.merged = False, None
         return MergedTaken(outer_step)
+
+    def _pseudo_gradient_N(self) -> torch.Tensor:
+        return self._current.pseudo_gradient_N()
 
     def _ids(self, data_id: DataId) -> torch.Tensor:
         assert self.tokens is not None, "the first stage has no data"

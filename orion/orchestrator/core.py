@@ -52,6 +52,7 @@ from orion.orchestrator.invariants import check_invariants
 from orion.orchestrator.phases import advance, pass_time
 from orion.orchestrator.requests import answer
 from orion.orchestrator.resume import resume
+from orion.orchestrator.stages import Applying
 from orion.orchestrator.state import RunState
 
 
@@ -131,8 +132,11 @@ class OrchestratorCore:
         return list(self._state.memory.notices)[-num_new:] if num_new > 0 else []
 
     def phases(self) -> tuple[str, ...]:
-        """Phase and outer step of each stage in short form, for logs."""
-        return tuple(f"{stage.phase.value}({stage.outer_step})" for stage in self._state.memory.stages)
+        """Phase and outer step of each stage in short form, for logs; `apply` from when on the manifest is out."""
+        return tuple(
+            f"{'apply' if isinstance(stage.activity, Applying) else stage.phase.value}({stage.outer_step})"
+            for stage in self._state.memory.stages
+        )
 
     def is_registered(self, hotkey: Hotkey) -> bool:
         """Whether the hotkey is on the metagraph."""

@@ -1,7 +1,8 @@
 """Who may read or write which object now. Pure; the shell turns a yes into signed URLs.
 
 Writing: the object's own miner, while its stage is in the phase that the object belongs to. Reading: any registered
-hotkey, but nobody reads a pseudo-gradient while others of its stage may still be written, or it could be copied.
+hotkey, but nobody reads a pseudo-gradient before all of its stage have announced theirs, nor a mean before it stands:
+they could be copied.
 """
 
 from orion.common.ids import Hotkey
@@ -47,8 +48,11 @@ def _name_of(state: RunState, key: str) -> ObjectName:
 
 def _check_read(state: RunState, key: str) -> None:
     name = _name_of(state, key)
-    if name.kind == "pseudo-gradient" and _is_secret(state.memory.stages[name.stage_index], name):
-        raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once the upload phase is over")
+    stage = state.memory.stages[name.stage_index]
+    if name.kind == "pseudo-gradient" and _is_secret(stage, name):
+        raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once all contributions are announced")
+    if name.kind == "reduced" and _is_unsettled(stage, name):
+        raise refused(RefusalCode.WRONG_PHASE, f"{key} can be read once its partition is settled")
 
 
 def _check_write(state: RunState, hotkey: Hotkey, ref: ObjectRef) -> None:
@@ -66,7 +70,16 @@ def _check_write(state: RunState, hotkey: Hotkey, ref: ObjectRef) -> None:
 def _is_secret(stage: StageProgress, name: ObjectName) -> bool:
     if name.outer_step != stage.outer_step:
         return name.outer_step > stage.outer_step
-    return isinstance(stage.activity, Uploading)
+    return isinstance(stage.activity, Uploading) and stage.activity.partitions is None
+
+
+def _is_unsettled(stage: StageProgress, name: ObjectName) -> bool:
+    if name.outer_step != stage.outer_step:
+        return name.outer_step > stage.outer_step
+    return isinstance(stage.activity, Reducing) and any(
+        partition.partition_index == name.partition_index and partition.outcome is None
+        for partition in stage.activity.partitions
+    )
 
 
 def _is_due(stage: StageProgress, name: ObjectName) -> bool:

@@ -1,8 +1,8 @@
 """How the copies of one partition's mean become one: two equal ones settle it, differing ones call a third reducer.
 
-Pure decisions over one partition. Knows nothing of stores or members beyond what it is told. Invariants: a partition
-settles once, at its phase's deadline at the latest; a mean that is named by a minority never stands; only copies that
-are durable are counted.
+Pure decisions over one partition. Knows nothing of stores or members beyond what it is told. Two reducers that name the
+same digest need one object in the store, so of the first two only one writes. Invariants: a partition settles once, at
+its phase's deadline at the latest; a mean that is named by a minority never stands; a mean that stands is durable.
 """
 
 from collections.abc import Callable, Collection
@@ -41,8 +41,10 @@ class PartitionMerge:
     reducers: list[Hotkey]
     """In the order in which they were asked."""
     asked_s: dict[Hotkey, float]
+    writers: dict[Hotkey, float]
+    """Those of them that write their mean, and when they were asked to."""
     copies: dict[Hotkey, Copy] = field(default_factory=dict)
-    """As reported; they count once their objects are durable."""
+    """As reported."""
     outcome: MergedPartition | None = None
     """Final once it is there."""
     votes: dict[Hotkey, ReductionVote] = field(default_factory=dict)
@@ -71,6 +73,13 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """A reducer that has said what its mean is shall write it, too."""
+
+    hotkey: Hotkey
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The partition is decided."""
 
@@ -81,27 +90,58 @@ class Settle:
     """Why there were not two equal copies; empty when there were, or when there was only one to ask."""
 
 
-def decide(partition: PartitionMerge, situation: Situation) -> Ask | Settle | None:
+def decide(partition: PartitionMerge, situation: Situation) -> Ask | Write | Settle | None:
     """What follows for an unsettled partition; None: wait. Asking is decided one reducer at a time."""
-    copies = {
-        hotkey: copy
-        for hotkey in partition.reducers
-        if (copy := partition.copies.get(hotkey)) is not None and situation.is_durable(copy.object)
-    }
+    copies = {hotkey: partition.copies[hotkey] for hotkey in partition.reducers if hotkey in partition.copies}
     groups = _groups(copies)
-    if groups and len(groups[0]) >= COPIES_TO_SETTLE and (len(groups) == 1 or len(groups[0]) > len(groups[1])):
-        return _settle(partition, copies, groups[0], "")
+    first = groups[0] if groups and (len(groups) == 1 or len(groups[0]) > len(groups[1])) else []
+    """What more name than anything else."""
+    is_agreed = len(first) >= COPIES_TO_SETTLE
+    if is_agreed and _stored(first, copies, situation):
+        return _settle(partition, copies, first, situation, "")
     if situation.now_s >= situation.deadline_s:
-        return _conclude(partition, copies, groups, "at the deadline")
+        return _conclude(partition, copies, groups, situation, "at the deadline")
+    if is_agreed:
+        writing = _to_write(partition, first, situation)
+        if writing is not None:
+            return writing.decision
     coming = [hotkey for hotkey in partition.reducers if hotkey not in copies and hotkey in situation.candidates]
     late = [hotkey for hotkey in coming if situation.now_s >= partition.asked_s[hotkey] + situation.allowance_s]
     may_ask = any(hotkey not in partition.reducers for hotkey in situation.candidates)
     num_wanted = COPIES_TO_SETTLE if not copies else 1
     if len(coming) - len(late) < num_wanted and may_ask:
         return Ask(_why_asked(groups, late))
-    if not coming:
-        return _conclude(partition, copies, groups, "nobody else is there to ask")
-    return None
+    if coming:
+        return None
+    if first and not _stored(first, copies, situation):
+        writing = _to_write(partition, first, situation)
+        if writing is not None:
+            return writing.decision
+        if any(hotkey in situation.candidates for hotkey in first):
+            return None  # late, and still writing perhaps
+    return _conclude(partition, copies, groups, situation, "nobody else is there to ask")
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """Somebody writes a group's mean, or shall: what to decide then."""
+
+    decision: Write | None
+
+
+def _to_write(partition: PartitionMerge, group: list[Hotkey], situation: Situation) -> _Writing | None:
+    """How a group's mean gets into the store; None when nobody of it can be expected to write it."""
+    present = [hotkey for hotkey in group if hotkey in situation.candidates]
+    writers = partition.writers
+    if any(hotkey in writers and situation.now_s < writers[hotkey] + situation.allowance_s for hotkey in present):
+        return _Writing(None)
+    fresh = [hotkey for hotkey in present if hotkey not in writers]
+    return _Writing(Write(fresh[0])) if fresh else None
+
+
+def _stored(group: list[Hotkey], copies: dict[Hotkey, Copy], situation: Situation) -> list[Hotkey]:
+    """Those of a group whose copy is durable."""
+    return [hotkey for hotkey in group if situation.is_durable(copies[hotkey].object)]
 
 
 def _groups(copies: dict[Hotkey, Copy]) -> list[list[Hotkey]]:
@@ -118,18 +158,29 @@ def _why_asked(groups: list[list[Hotkey]], late: list[Hotkey]) -> str:
     return f"{', '.join(late)} late" if late else "a reducer has gone"
 
 
-def _conclude(partition: PartitionMerge, copies: dict[Hotkey, Copy], groups: list[list[Hotkey]], when: str) -> Settle:
-    """Decides with what there is: the largest group, or nothing when there is none or two are as large."""
+def _conclude(
+    partition: PartitionMerge,
+    copies: dict[Hotkey, Copy],
+    groups: list[list[Hotkey]],
+    situation: Situation,
+    when: str,
+) -> Settle:
+    """Decides with what there is: the largest group, or nothing when there is none, two are as large, or it is not in
+    the store."""
     if not groups:
         return Settle(unchanged(partition.partition_index), (), f"no mean, {when}")
     if len(groups) > 1 and len(groups[0]) == len(groups[1]):
         return Settle(unchanged(partition.partition_index), tuple(copies), f"means differ and none prevails, {when}")
+    if not _stored(groups[0], copies, situation):
+        return Settle(unchanged(partition.partition_index), (), f"what the mean is was told, but not stored, {when}")
     is_short = len(groups[0]) < min(COPIES_TO_SETTLE, len(partition.reducers))
-    return _settle(partition, copies, groups[0], f"a single copy, {when}" if is_short else "")
+    return _settle(partition, copies, groups[0], situation, f"a single copy, {when}" if is_short else "")
 
 
-def _settle(partition: PartitionMerge, copies: dict[Hotkey, Copy], group: list[Hotkey], reason: str) -> Settle:
-    copy = copies[group[0]]
+def _settle(
+    partition: PartitionMerge, copies: dict[Hotkey, Copy], group: list[Hotkey], situation: Situation, reason: str
+) -> Settle:
+    copy = copies[_stored(group, copies, situation)[0]]
     outcome = MergedPartition(
         partition_index=partition.partition_index,
         object=copy.object,

@@ -1,6 +1,7 @@
 """Upload and merge of one stage: from the end of training to the next anchor.
 
-UPLOAD(k): contributors' objects become durable. MERGE(k): reducers' means are settled partition by partition (`merge`
+UPLOAD(k): contributors announce what they stand by; once all have, reducers are drawn and may fetch what has arrived;
+the contributors' objects become durable. MERGE(k): reducers' means are settled partition by partition (`merge`
 decides each), then the manifest is out and members apply it. A stage where nobody contributed gets a manifest that
 changes nothing.
 
@@ -24,7 +25,7 @@ from orion.common.protocol.records import MergeRecord, PartitionRecord, ReducedC
 from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S
-from orion.orchestrator.merge import Ask, PartitionMerge, Situation, decide, unchanged, votes
+from orion.orchestrator.merge import Ask, PartitionMerge, Situation, Write, decide, unchanged, votes
 from orion.orchestrator.retention import forget_old
 from orion.orchestrator.stages import NEVER_S, Applying, Reducing, StageProgress, Training, Uploading
 from orion.orchestrator.state import RunState
@@ -62,6 +63,9 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
     there = [hotkey for hotkey in awaited if _is_uploaded(state, uploading, hotkey)]
     missing = [hotkey for hotkey in awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)]
     if missing and state.memory.now_s < stage.deadline_s:
+        if uploading.partitions is None and all(hotkey in uploading.uploads for hotkey in missing):
+            uploading.partitions = _assigned(state, stage)
+            state.changed()
         return False
     if missing:
         state.notice(f"{_where(stage)}: upload cut short, without {_named(missing)}")
@@ -72,7 +76,8 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
     if stage.stage_index == 0:
         unended = state.memory.leases.live_trips_in(stage.outer_step)
         state.end_trips(unended, "the outer step ended before it")
-    _begin_reduce(state, stage, tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there)))
+    contributions = tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there))
+    _begin_reduce(state, stage, contributions, uploading.partitions or _assigned(state, stage))
     return True
 
 
@@ -90,9 +95,10 @@ def _is_uploaded(state: RunState, uploading: Uploading, hotkey: Hotkey) -> bool:
 def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotkey: Hotkey) -> bool:
     """Whether a contribution that is not there is worth waiting for: it was announced, or its miner still has its
     parameters and has done something with them as far as one can tell."""
-    if hotkey in uploading.uploads:
-        return True
     member = state.memory.membership.get(hotkey)
+    if hotkey in uploading.uploads:
+        heard = state.memory.membership.heard(stage.stage_index)
+        return hotkey in uploading.stored or (member is not None and member in heard)
     if member is None or member not in state.memory.membership.heard(stage.stage_index, MemberState.ACTIVE):
         return False
     commitment = state.memory.ledger.commitment(stage.outer_step, hotkey)
@@ -114,35 +120,47 @@ def _weighed(state: RunState, stage: StageProgress, contribution: Contribution) 
 # --- reduce -----------------------------------------------------------------------------------------------------------
 
 
-def _begin_reduce(state: RunState, stage: StageProgress, contributions: tuple[Contribution, ...]) -> None:
+def _assigned(state: RunState, stage: StageProgress) -> list[PartitionMerge]:
+    """Every partition with two reducers, of whom the first is to write; none where there is nobody to reduce."""
     candidates = _candidates(state, stage)
-    if not contributions or not candidates:
+    if not candidates:
+        return []
+    assignments = assign_reducers(
+        partition_bounds(state.figures[stage.stage_index].num_params, state.spec.num_partitions),
+        candidates,
+        state.draw(f"reducers {stage.stage_index} {stage.outer_step}"),
+    )
+    now_s = state.memory.now_s
+    return [
+        PartitionMerge(
+            partition_index=assignment.partition.index,
+            reducers=list(assignment.reducers),
+            asked_s=dict.fromkeys(assignment.reducers, now_s),
+            writers={assignment.reducers[0]: now_s},
+        )
+        for assignment in assignments
+    ]
+
+
+def _begin_reduce(
+    state: RunState, stage: StageProgress, contributions: tuple[Contribution, ...], partitions: list[PartitionMerge]
+) -> None:
+    candidates = _candidates(state, stage)
+    if not contributions or not candidates or not partitions:
         why = "nobody is there to reduce" if contributions else "no contribution"
         state.notice(f"{_where(stage)}: {why}; anchor kept")
         kept = [unchanged(index) for index in range(state.spec.num_partitions)]
         _settle(state, stage, contributions, kept, [])
         _publish(state, stage, kept, ())
         return
-    figures = state.figures[stage.stage_index]
-    assignments = assign_reducers(
-        partition_bounds(figures.num_params, state.spec.num_partitions),
-        candidates,
-        state.draw(f"reducers {stage.stage_index} {stage.outer_step}"),
-    )
     now_s = state.memory.now_s
-    allowance_s = figures.reduce_s(len(contributions), len(candidates))
-    stage.activity = Reducing(
-        contributions=contributions,
-        partitions=[
-            PartitionMerge(
-                partition_index=assignment.partition.index,
-                reducers=list(assignment.reducers),
-                asked_s=dict.fromkeys(assignment.reducers, now_s),
-            )
-            for assignment in assignments
-        ],
-        allowance_s=allowance_s,
-    )
+    allowance_s = state.figures[stage.stage_index].reduce_s(len(contributions), len(candidates))
+    for partition, anew in zip(partitions, _assigned(state, stage), strict=True):
+        # Who has gone or was barred since it was drawn has done nothing yet, so nothing is to be decided about it.
+        partition.reducers = [hotkey for hotkey in partition.reducers if hotkey in candidates] or anew.reducers
+        partition.asked_s = dict.fromkeys(partition.reducers, now_s)
+        partition.writers = {partition.reducers[0]: now_s}
+    stage.activity = Reducing(contributions=contributions, partitions=partitions, allowance_s=allowance_s)
     # Twice: once for those who are asked first, once for those who replace the late ones among them.
     stage.deadline_s = now_s + 2 * allowance_s
     state.changed()
@@ -185,7 +203,9 @@ def _advance_partition(
             substitute = _substitute(state, reducing, partition, situation)
             state.notice(f"{where}: {decision.reason}; {substitute} reduces it too")
             partition.reducers.append(substitute)
-            partition.asked_s[substitute] = situation.now_s
+            partition.asked_s[substitute] = partition.writers[substitute] = situation.now_s
+        elif isinstance(decision, Write):
+            partition.writers[decision.hotkey] = situation.now_s
         else:
             if decision.dissenters:
                 state.notice(f"{where}: other bytes from {_named(decision.dissenters)}")
@@ -263,7 +283,7 @@ def _publish(
         stage_index=stage.stage_index,
         outer_step=stage.outer_step,
         contributions=contributions,
-        partitions=tuple(_record(state, partition) for partition in merged),
+        partitions=tuple(_record(partition) for partition in merged),
         manifest=manifest,
     )
     # Suspects too: one that is heard again in time applies the manifest like any other.
@@ -273,8 +293,8 @@ def _publish(
     state.changed()
 
 
-def _record(state: RunState, partition: PartitionMerge) -> PartitionRecord:
-    """What is known of a settled partition, the copies that lost included."""
+def _record(partition: PartitionMerge) -> PartitionRecord:
+    """What is known of a settled partition, the copies that lost and those that were only told included."""
     copies = [(hotkey, partition.copies[hotkey]) for hotkey in partition.reducers if hotkey in partition.copies]
     return PartitionRecord(
         partition_index=partition.partition_index,
@@ -286,7 +306,6 @@ def _record(state: RunState, partition: PartitionMerge) -> PartitionRecord:
                 excluded=tuple(exclusion.hotkey for exclusion in copy.excluded),
             )
             for hotkey, copy in copies
-            if state.memory.objects.is_durable(copy.object)
         ),
     )
 

@@ -243,14 +243,19 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof 
     if contribution.num_microbatches > commitment.num_contributed:
         raise refused(RefusalCode.CONFLICT, f"{commitment.num_contributed} microbatches were committed to, not more")
     earlier = uploading.uploads.get(member.hotkey)
-    if earlier == contribution:
-        return Done()
-    if earlier is not None and all(state.memory.objects.is_durable(ref) for ref in earlier.objects):
-        raise refused(RefusalCode.CONFLICT, "another contribution of this outer step is in the store already")
-    uploading.uploads[member.hotkey] = contribution
-    state.record(said(member, uploaded, proof))
-    for ref in contribution.objects:
-        state.watch(ref)
+    if earlier != contribution:
+        if earlier is not None and all(state.memory.objects.is_durable(ref) for ref in earlier.objects):
+            raise refused(RefusalCode.CONFLICT, "another contribution of this outer step is in the store already")
+        if uploading.partitions is not None:
+            raise refused(RefusalCode.CONFLICT, "contributions are being read: none can be announced or changed")
+        uploading.uploads[member.hotkey] = contribution
+        state.record(said(member, uploaded, proof))
+        state.look_again()
+    if uploaded.is_stored:
+        if member.hotkey not in uploading.stored:
+            uploading.stored.append(member.hotkey)
+        for ref in contribution.objects:
+            state.watch(ref)
     return Done()
 
 
@@ -274,13 +279,16 @@ def _reduced(state: RunState, member: Member, reduced: Reduced, proof: Proof | N
     _check_size(reduced.object, state.figures[stage.stage_index].mean_bytes_max)
     copy = Copy(reduced.object, reduced.excluded)
     earlier = partition.copies.get(member.hotkey)
-    if earlier == copy or partition.outcome is not None:
+    if partition.outcome is not None:
         return Done()
-    if earlier is not None and state.memory.objects.is_durable(earlier.object):
-        raise refused(RefusalCode.CONFLICT, "another mean of this partition is in the store already")
-    partition.copies[member.hotkey] = copy
-    state.record(said(member, reduced, proof))
-    state.watch(reduced.object)
+    if earlier != copy:
+        if earlier is not None and state.memory.objects.is_durable(earlier.object):
+            raise refused(RefusalCode.CONFLICT, "another mean of this partition is in the store already")
+        partition.copies[member.hotkey] = copy
+        state.record(said(member, reduced, proof))
+        state.look_again()
+    if reduced.is_stored:
+        state.watch(reduced.object)
     return Done()
 
 

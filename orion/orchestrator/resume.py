@@ -37,7 +37,8 @@ def _move_stage(stage: StageProgress, away_s: float) -> None:
         stage.activity.began_s += away_s
     if isinstance(stage.activity, Reducing):
         for partition in stage.activity.partitions:
-            partition.asked_s = {hotkey: asked_s + away_s for hotkey, asked_s in partition.asked_s.items()}
+            for asked in (partition.asked_s, partition.writers):
+                asked.update({hotkey: asked_s + away_s for hotkey, asked_s in asked.items()})
 
 
 def _moved(deadline_s: float, away_s: float) -> float:

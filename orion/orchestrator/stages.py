@@ -35,6 +35,12 @@ class Uploading:
     """Those who trained in this outer step."""
     began_s: float
     uploads: dict[Hotkey, Contribution] = field(default_factory=dict)
+    """As announced: what each stands by."""
+    stored: list[Hotkey] = field(default_factory=list)
+    """Whose contribution is said to lie in the store."""
+    partitions: list[PartitionMerge] | None = None
+    """Who will reduce what, from when on everybody who can contribute has announced what: then contributions may be
+    read, and nobody can announce any more."""
 
 
 @dataclass(slots=True)
@@ -117,16 +123,27 @@ class StageProgress:
 
     @property
     def plan(self) -> MergePlan | None:
-        """What the reducers do, while they do it."""
-        if not isinstance(self.activity, Reducing):
-            return None
+        """What the reducers do, from when on contributions may be read."""
+        match self.activity:
+            case Uploading(uploads=uploads, partitions=[*partitions]):
+                contributions, is_final = tuple(uploads[hotkey] for hotkey in sorted(uploads)), False
+            case Reducing(contributions=contributions, partitions=[*partitions]):
+                is_final = True
+            case _:
+                return None
         return MergePlan(
             stage_index=self.stage_index,
             outer_step=self.outer_step,
-            contributions=self.activity.contributions,
+            is_final=is_final,
+            contributions=contributions,
             partitions=tuple(
-                PartitionPlan(partition_index=partition.partition_index, reducers=tuple(partition.reducers))
-                for partition in self.activity.partitions
+                PartitionPlan(
+                    partition_index=partition.partition_index,
+                    reducers=tuple(partition.reducers),
+                    writers=tuple(partition.writers),
+                    settled=None if partition.outcome is None else partition.outcome.object,
+                )
+                for partition in partitions
             ),
         )
 

@@ -293,7 +293,7 @@ class Invariants:
             slices.append(Slice(contribution.hotkey, contribution.num_microbatches, bytearray(body)))
         num_params = stage_num_params(spec.model, spec.layouts[manifest.stage_index])
         partition = partition_bounds(num_params, spec.num_partitions)[partition_index]
-        return reduce_partition(spec.codec, partition.num_params, slices).mean
+        return reduce_partition(spec.codec, partition.num_params, slices, spec.mean).mean
 
     def _note_plans(self, host: OrchestratorHost) -> None:
         """Only members of a stage are shown its plan."""

@@ -14,7 +14,7 @@ from blake3 import blake3
 from orion.common.errors import TransportError
 from orion.common.ids import Direction, Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
-from orion.common.offload import in_place
+from orion.common.offload import Offload, in_place
 from orion.common.protocol.codec import body_size, check_finite, decode, encode, transfer_spec
 from orion.common.protocol.messages import (
     Cancel,
@@ -62,6 +62,7 @@ from orion.miner.events import (
     Ticked,
 )
 from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
+from orion.miner.held_objects import HeldObjects
 from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.peer_client import PeerClient
 from orion.miner.worker import DeviceWorker
@@ -145,6 +146,10 @@ class MinerHost(Host):
         """What reads and writes objects."""
         return SimulatedObjects(orchestrator)
 
+    def make_offload(self) -> Offload:
+        """What computes beside the device: means, for one."""
+        return in_place
+
     # --- the process --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -188,7 +193,8 @@ class MinerHost(Host):
 
     def _make_hands(self, stage_wish: int | None) -> Hands:
         spec, orchestrator = self.world.spec, self.make_orchestrator()
-        objects = self.make_objects(orchestrator)
+        store = self.make_objects(orchestrator)
+        objects = HeldObjects(store, store)
 
         async def open_tokens() -> SyntheticTokens:
             return self.world.tokens
@@ -204,7 +210,7 @@ class MinerHost(Host):
             archive=self.evidence,
             open_tokens=open_tokens,
             on_device=in_place,
-            offload=in_place,
+            offload=self.make_offload(),
         )
 
     def _carry_out(self, effect: Effect) -> None:

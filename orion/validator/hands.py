@@ -350,7 +350,8 @@ class Hands:
         except (TransportError, RefusedError) as error:
             return ReductionUnavailable(*named, f"{type(error).__name__}: {error}", _may_pass(error))
         slices = slices_in_order(task.contributions, bodies)
-        reduction, compute_s = await self._timed(partial(reduce_partition, spec.codec, partition.num_params, slices))
+        reduce = partial(reduce_partition, spec.codec, partition.num_params, slices, spec.mean)
+        reduction, compute_s = await self._timed(reduce)
         digest = None if reduction.mean is None else reduction.mean.digest
         excluded = tuple(exclusion.hotkey for exclusion in reduction.excluded)
         return ReductionEnded(*named, digest, excluded, compute_s)

@@ -41,6 +41,8 @@ from orion.miner.desk import Desk
 from orion.miner.effects import (
     Accept,
     ApplyManifest,
+    FetchMean,
+    FetchSlices,
     LoadAnchor,
     ReducePartition,
     Refuse,
@@ -60,13 +62,16 @@ from orion.miner.events import (
     CheckpointEnded,
     JoinEnded,
     LeaseRefused,
+    MeanFetched,
     NoticeEnded,
     ReduceFailed,
     ReportEnded,
     SendOutcome,
+    SlicesFetched,
     UploadEnded,
 )
 from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
+from orion.miner.held_objects import HeldObjects
 from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.service import serve
 from orion.miner.worker import DeviceWorker, TokenSource
@@ -108,6 +113,8 @@ def manifest_of(objects: Sequence[ObjectRef | None]) -> Manifest:
         (ApplyManifest(manifest_of([None])), TimeoutError("late"), ApplyFailed(0, "late")),
         (UploadPseudoGradient(2, ()), AWAY, UploadEnded(2, False)),
         (ReducePartition(1, 2, 0, ()), AWAY, ReduceFailed(2, 0, "away")),
+        (FetchSlices(1, 2, 0, ()), AWAY, SlicesFetched(2, 0, False)),
+        (FetchMean(1, 2, 0, object_of("mean")), AWAY, MeanFetched(2, 0, False)),
         (UploadCheckpoint(1, 2), AWAY, CheckpointEnded(2, None)),
     ],
 )
@@ -188,7 +195,7 @@ def make_hands(store: Store) -> tuple[Hands, DeviceWorker]:
         hotkey_of(1, 0),
         join=Join(url="http://miner:1", device="cpu", memory_bytes=0),
         orchestrator=store,
-        objects=store,
+        objects=HeldObjects(store, store),
         anchors=AnchorLoader(store, store, SPEC, in_place),
         worker=worker,
         archive=archive,

@@ -114,7 +114,7 @@ class HttpMiner:
         await self.api.uploaded(Uploaded(outer_step=outer_step, contribution=contribution))
 
     async def reduce(self) -> None:
-        feed = await self.until(lambda feed: feed.merge_plan is not None)
+        feed = await self.until(lambda feed: feed.merge_plan is not None and feed.merge_plan.is_final)
         plan = feed.merge_plan
         assert plan is not None
         for partition in plan.partitions:

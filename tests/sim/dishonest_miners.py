@@ -1,15 +1,18 @@
 """Dishonest miners for simulated swarms. Nothing in the product knows of such a thing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from orion.common.ids import MicrobatchId
+from orion.common.offload import Offload, ResultT
 from orion.common.protocol.codec import Body, decode, encode
 from orion.common.protocol.keys import parse_key
 from orion.common.protocol.messages import ObjectRef
-from orion.common.protocol.reduction import slice_spec
+from orion.common.protocol.reduction import Reduction, slice_spec
 from orion.miner.cache import Slot
 from orion.miner.events import PseudoGradientEncoded
 from orion.miner.worker import DeviceWorker
@@ -17,25 +20,19 @@ from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator
 from orion.simulator.miner_host import HOST_DEVICE, MinerHost
 
 
-class LyingObjects(SimulatedObjects):
-    """Writes other means than were computed."""
-
-    async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
-        return await super().put_many({key: self._bent(key, body) for key, body in bodies.items()})
-
-    def _bent(self, key: str, body: Body) -> Body:
-        name = parse_key(key)
-        if name is None or name.kind != "reduced":
-            return body
-        num_values = (body.size_bytes - len(body.header)) // 4
-        return encode({"mean": torch.full((num_values,), 1e-3)})
-
-
 class LyingReducer(MinerHost):
     """Computes honestly, and lies about means."""
 
-    def make_objects(self, orchestrator: SimulatedOrchestrator) -> SimulatedObjects:
-        return LyingObjects(orchestrator)
+    def make_offload(self) -> Offload:
+        async def bent(function: Callable[[], ResultT]) -> ResultT:
+            result = function()
+            if isinstance(result, Reduction) and result.mean is not None:
+                num_values = (result.mean.size_bytes - len(result.mean.header)) // 4
+                lie = encode({"mean": torch.full((num_values,), 1e-3)})
+                return cast(ResultT, replace(result, mean=lie))
+            return result
+
+        return bent
 
 
 class ForgetfulObjects(SimulatedObjects):

@@ -135,7 +135,8 @@ async def _mine(task: MinerTask) -> None:
     await mining
 
 
-def _log_json() -> None:
+def log_json() -> None:
+    """A JSON line for each event, with the time in seconds since the epoch."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -156,7 +157,7 @@ async def _run(task: OrchestratorTask | MinerTask) -> None:
 
 def main() -> None:
     """Plays the role."""
-    _log_json()
+    log_json()
     task = _AnyTask.model_validate({"task": json.loads(sys.argv[1])}).task
     try:
         asyncio.run(_run(task))

@@ -335,6 +335,10 @@ class PartitionPlan(Message):
 
     partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
     reducers: Annotated[tuple[Ss58, ...], Field(min_length=1, max_length=64)]
+    writers: Annotated[tuple[Ss58, ...], Field(max_length=64)] = ()
+    """Those of them that write their mean to the store; the others only say what it is."""
+    settled: ObjectRef | None = None
+    """The mean that stands, once it does: everybody may fetch it already."""
 
 
 class MergePlan(Message):
@@ -342,6 +346,9 @@ class MergePlan(Message):
 
     stage_index: StageIndex
     outer_step: Step
+    is_final: bool = True
+    """False while contributions are still on their way to the store: reducers may fetch what is there, and reduce
+    nothing, because who is part of it, and with what weight, is not decided."""
     contributions: Annotated[tuple[Contribution, ...], Field(min_length=1, max_length=MINERS_MAX)]
     partitions: Annotated[tuple[PartitionPlan, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
 
@@ -572,21 +579,29 @@ class Report(Message):
 
 
 class Uploaded(Message):
-    """A miner's pseudo-gradient lies in the store."""
+    """A miner's pseudo-gradient is encoded and on its way to the store, or lies there.
+
+    Said twice. The first time commits the miner to its digests: only after all of a stage have done so can anybody read
+    a contribution, so nobody can copy another one's.
+    """
 
     kind: Literal["uploaded"] = "uploaded"
     outer_step: Step
     contribution: Contribution
+    is_stored: bool = True
+    """All its objects lie in the store."""
 
 
 class Reduced(Message):
-    """A reducer's mean of one partition lies in the store."""
+    """A reducer's mean of one partition: what it is, and whether it lies in the store."""
 
     kind: Literal["reduced"] = "reduced"
     outer_step: Step
     partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
     object: ObjectRef
     excluded: Annotated[tuple[Exclusion, ...], Field(max_length=MINERS_MAX)] = ()
+    is_stored: bool = True
+    """False of a reducer that the plan does not name as a writer: two that agree need one copy in the store."""
 
 
 class Applied(Message):

@@ -1,15 +1,23 @@
 """One partition's mean: from the encoded slices of all contributors to the bytes that all reducers must agree on.
 
-Pure and synchronous; miners reduce with it, validators check them with it. Owns the rule of what is left out: what has
-the wrong size or layout, is not finite, or, among three or more, has a norm far above the median. The same bytes give
-the same mean and the same exclusions everywhere: everything runs in fp32 on the host, in the plan's order, and norms,
-which are summed in fp64, are compared with a generous bound.
+Pure and synchronous; miners reduce with it, validators check them with it. Owns the rule of what counts, and how much:
+
+1. What has the wrong size or layout, or is not finite, is left out.
+2. Of slices with the same values (other than all zeros) only the first in the plan's order counts: the same work must
+   not weigh twice. Nobody can copy honest work, because digests are committed before anybody can read a slice.
+3. Among three or more, a norm above `NORM_RATIO_MAX` × the median is left out, and one above `NORM_CLIP_RATIO` × the
+   median is scaled down to that.
+4. What is left is averaged by the run's rule: weighted by microbatches, or trimmed value by value.
+
+The same bytes give the same mean and the same exclusions everywhere: everything runs in fp32 on the host, in the plan's
+order, and norms are the same to the last bit on every device.
 
 Letters in names: N values of the partition.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +27,27 @@ from orion.common.protocol.codec import Body, body_size, decode, encode
 from orion.common.protocol.messages import Contribution, Exclusion, ObjectRef
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.compress import CodecName, DecodeError, TensorSpec, codec_for
-from orion.common.train.outer import contribution_norm, weighted_mean_in_order
+from orion.common.train.outer import contribution_norm, trimmed_mean, weighted_mean_in_order
 from orion.common.train.partition import partition_bounds, select_contributions
+
+MeanRule = Literal["weighted", "trimmed"]
+"""How a mean is made of what counts. `weighted`: by microbatches. `trimmed`: of `TRIM_CONTRIBUTORS_MIN` or more, each
+value's smallest and largest `TRIM_SHARE` are left out and the others count alike, so that no minority of that share
+moves any value beyond what honest contributors say; of fewer as `weighted`."""
+
+TRIM_CONTRIBUTORS_MIN = 5
+TRIM_SHARE = 0.2
+"""Cut on either side, at least one."""
 
 NORM_RATIO_MAX = 10.0
 """Times the median norm. Honest replicas of a stage, which start from one anchor and take about as many steps, lie
 within a factor of two of each other."""
+NORM_CLIP_RATIO = 3.0
+"""Times the median norm: above what honest replicas of unlike speed differ by, and low enough that who is alone with a
+large step moves the mean by no more than three others do."""
 
 WRONG_SIZE = "wrong size"
+DUPLICATE = "the same values as another contribution"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,29 +127,59 @@ def join_slices(codec: CodecName, num_params: int, bodies: Sequence[bytearray | 
     return torch.cat(readable) if len(readable) == len(values) else None
 
 
-def reduce_partition(codec: CodecName, num_values: int, slices: Sequence[Slice]) -> Reduction:
-    """The weighted mean of the slices, in the given order, without those that are unfit."""
-    reasons: dict[Hotkey, str] = {}
-    values: dict[Hotkey, Tensor] = {}
-    for part in slices:
+def reduce_partition(
+    codec: CodecName, num_values: int, slices: Sequence[Slice], rule: MeanRule = "weighted"
+) -> Reduction:
+    """The mean of the slices, in the given order, without those that are unfit."""
+    reasons: dict[int, str] = {}
+    values: dict[int, Tensor] = {}
+    for place, part in enumerate(slices):
         decoded = decode_slice(codec, num_values, part.body)
         if isinstance(decoded, str):
-            reasons[part.hotkey] = decoded
+            reasons[place] = decoded
         else:
-            values[part.hotkey] = decoded
-    selection = select_contributions(
-        {hotkey: contribution_norm(values_N) for hotkey, values_N in values.items()}, NORM_RATIO_MAX
-    )
+            values[place] = decoded
+    norms = {place: contribution_norm(values_N) for place, values_N in values.items()}
+    for place in _duplicates(norms, values):
+        reasons[place] = DUPLICATE
+        del norms[place]
+    selection = select_contributions(norms, NORM_RATIO_MAX, NORM_CLIP_RATIO)
     reasons.update(selection.rejected)
-    weighted = [
-        (float(part.num_microbatches), values[part.hotkey]) for part in slices if part.hotkey in selection.accepted
-    ]
     excluded = tuple(
-        Exclusion(hotkey=part.hotkey, reason=reasons[part.hotkey][:500]) for part in slices if part.hotkey in reasons
+        Exclusion(hotkey=part.hotkey, reason=reasons[place][:500])
+        for place, part in enumerate(slices)
+        if place in reasons
     )
-    if not weighted:
+    if not selection.accepted:
         return Reduction(None, excluded)
-    return Reduction(encode({"mean": weighted_mean_in_order(weighted)}), excluded)
+    weighted = [
+        (float(slices[place].num_microbatches), _scaled(values[place], selection.scales.get(place)))
+        for place in selection.accepted
+    ]
+    return Reduction(encode({"mean": _mean(weighted, rule)}), excluded)
+
+
+def _duplicates(norms: Mapping[int, float], values: Mapping[int, Tensor]) -> list[int]:
+    """Places of slices that say what an earlier one says. Zeros say nothing."""
+    first_with: dict[float, list[int]] = {}
+    found: list[int] = []
+    for place, norm in norms.items():
+        earlier = first_with.setdefault(norm, [])
+        if norm > 0 and any(torch.equal(values[place], values[other]) for other in earlier):
+            found.append(place)
+        else:
+            earlier.append(place)
+    return found
+
+
+def _scaled(values_N: Tensor, scale: float | None) -> Tensor:
+    return values_N if scale is None else torch.mul(values_N, scale)
+
+
+def _mean(weighted: Sequence[tuple[float, Tensor]], rule: MeanRule) -> Tensor:
+    if rule == "weighted" or len(weighted) < TRIM_CONTRIBUTORS_MIN:
+        return weighted_mean_in_order(weighted)
+    return trimmed_mean([values_N for _, values_N in weighted], max(1, int(len(weighted) * TRIM_SHARE)))
 
 
 def decode_slice(codec: CodecName, num_values: int, body: bytearray | None) -> Tensor | str:

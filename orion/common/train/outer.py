@@ -25,6 +25,9 @@ from orion.common.train.config import OuterConfig
 _NORM_CHUNK_PARAMS = 1 << 20
 """Parameters that are widened to fp64 at a time: 8 MiB."""
 
+_TRIM_CHUNK_PARAMS = 1 << 18
+"""Values that are sorted at a time: 1 MiB of fp32 for each contribution."""
+
 _DIGEST_CHUNK_PARAMS = 1 << 22
 """16 MiB of fp32: what a digest copies to host memory at a time when the state lies on an accelerator."""
 
@@ -116,10 +119,45 @@ def weighted_mean_in_order(slices: Sequence[tuple[float, Tensor]]) -> Tensor:
     return mean_N
 
 
+def trimmed_mean(tensors: Sequence[Tensor], num_cut: int) -> Tensor:
+    """The mean of each value without its `num_cut` smallest and largest, all counting alike; the same bytes whatever
+    the order of the tensors and on every device.
+
+    Tensors are finite fp32 of one shape. Raises ValueError when nothing would be left or they differ.
+    """
+    num_left = len(tensors) - 2 * num_cut
+    if num_cut < 0 or num_left < 1:
+        raise ValueError(f"of {len(tensors)} tensors, {num_cut} cannot be cut on either side")
+    for tensor_N in tensors:
+        if tensor_N.dtype != torch.float32 or tensor_N.shape != tensors[0].shape:
+            raise ValueError(f"a tensor is {tensor_N.dtype} of shape {tuple(tensor_N.shape)}")
+    mean_N = torch.empty_like(tensors[0])
+    pieces = zip(*(torch.split(tensor_N, _TRIM_CHUNK_PARAMS) for tensor_N in tensors), strict=True)
+    for start, chunks in zip(range(0, mean_N.numel(), _TRIM_CHUNK_PARAMS), pieces, strict=True):
+        # Zeros of both signs are equal to a sort, so which one is kept would depend on the order.
+        sorted_RC = torch.sort(torch.stack(chunks).add_(0.0), dim=0).values[num_cut : num_cut + num_left]
+        sum_C = sorted_RC[0].clone()
+        for row_C in sorted_RC[1:]:
+            sum_C.add_(row_C)
+        mean_N[start : start + sum_C.numel()] = sum_C.mul_(1.0 / num_left)
+    return mean_N
+
+
 def contribution_norm(tensor_N: Tensor) -> float:
-    """Euclidean norm, summed in fp64 (devices agree on it to about 1e-13); not finite when any element is not."""
-    squares = (chunk_N.double().square().sum() for chunk_N in torch.split(tensor_N.detach(), _NORM_CHUNK_PARAMS))
-    return math.sqrt(math.fsum(float(square) for square in squares))
+    """Euclidean norm in fp64, the same to the last bit on every device; not finite when any element is not.
+
+    Halves of a piece are added to each other until one value is left, by elementwise additions alone, and the pieces'
+    sums are added exactly: so neither vector widths nor threads decide how it is rounded.
+    """
+    sums: list[float] = []
+    for chunk_N in torch.split(tensor_N.detach(), _NORM_CHUNK_PARAMS):
+        squares_N = chunk_N.double().square()
+        while squares_N.numel() > 1:
+            half = squares_N.numel() // 2
+            odd_N = squares_N[2 * half :]
+            squares_N = torch.cat((torch.add(squares_N[:half], squares_N[half : 2 * half]), odd_N))
+        sums.append(float(squares_N))
+    return math.sqrt(math.fsum(sums)) if all(math.isfinite(value) for value in sums) else math.nan
 
 
 def contribution_check(tensor_N: Tensor, norm_bound: float) -> str | None:

@@ -14,10 +14,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from blake3 import blake3
 
 from orion.common.ids import Hotkey
+
+NameT = TypeVar("NameT", Hotkey, int)
+"""What a contribution is called: by its contributor, or by its place among others."""
 
 MEDIAN_RULE_CONTRIBUTORS_MIN = 3
 """With fewer contributors a median says nothing about who is out of line."""
@@ -45,13 +49,15 @@ class ReducerAssignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Whose contributions enter the mean. Every contributor is in exactly one of the two."""
+class Selection(Generic[NameT]):
+    """Which contributions enter the mean. Every one is either accepted or rejected."""
 
-    accepted: tuple[Hotkey, ...]
-    """In the order of the hotkeys."""
-    rejected: Mapping[Hotkey, str]
-    """Hotkey to reason."""
+    accepted: tuple[NameT, ...]
+    """In order."""
+    rejected: Mapping[NameT, str]
+    """With the reason."""
+    scales: Mapping[NameT, float]
+    """What an accepted contribution is multiplied by, below 1; those that are not here count as they are."""
 
 
 def partition_bounds(num_params: int, num_partitions: int) -> tuple[Partition, ...]:
@@ -101,22 +107,27 @@ def third_reducer(assignment: ReducerAssignment, reducers: Sequence[Hotkey], see
     return _shuffled(others, seed, f"dispute {assignment.partition.index}")[0]
 
 
-def select_contributions(norms: Mapping[Hotkey, float], ratio_max: float) -> Selection:
-    """Excludes what is not finite and, among three or more finite contributions, what exceeds ratio_max × the median.
+def select_contributions(
+    norms: Mapping[NameT, float], ratio_max: float, clip_ratio: float = math.inf
+) -> Selection[NameT]:
+    """Excludes what is not finite and, among three or more finite contributions, what exceeds ratio_max × the median;
+    what exceeds clip_ratio × the median is scaled down to that.
 
-    `norms` are Euclidean norms of whole pseudo-gradients by contributor. The last digits of a norm depend on the
-    device it was computed on, so the decision is taken once for an outer step and handed to all reducers; they must
-    not each take their own.
+    `norms` are Euclidean norms by contribution (`orion.common.train.outer.contribution_norm`), the same to the last bit
+    for all who decide.
     """
-    finite = {hotkey: norm for hotkey, norm in norms.items() if math.isfinite(norm)}
-    rejected = {hotkey: "not finite" for hotkey in norms if hotkey not in finite}
+    finite = {name: norm for name, norm in norms.items() if math.isfinite(norm)}
+    rejected = {name: "not finite" for name in norms if name not in finite}
+    scales: dict[NameT, float] = {}
     if len(finite) >= MEDIAN_RULE_CONTRIBUTORS_MIN:
-        bound = ratio_max * statistics.median(finite.values())
-        for hotkey, norm in finite.items():
-            if norm > bound:
-                rejected[hotkey] = f"norm {norm:.6g} exceeds {ratio_max:g} times the median"
-    accepted = tuple(sorted(hotkey for hotkey in norms if hotkey not in rejected))
-    return Selection(accepted, rejected)
+        median = statistics.median(finite.values())
+        for name, norm in finite.items():
+            if norm > ratio_max * median:
+                rejected[name] = f"norm {norm:.6g} exceeds {ratio_max:g} times the median"
+            elif norm > clip_ratio * median:
+                scales[name] = clip_ratio * median / norm
+    accepted = tuple(sorted(name for name in norms if name not in rejected))
+    return Selection(accepted, rejected, scales)
 
 
 def _shuffled(hotkeys: Sequence[Hotkey], seed: int, purpose: str) -> list[Hotkey]:

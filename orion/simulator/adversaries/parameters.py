@@ -147,6 +147,8 @@ class _CopyingOrchestrator(SimulatedOrchestrator):
 
     async def uploaded(self, uploaded: Uploaded) -> Done:
         assert self.objects is not None
+        if not uploaded.is_stored:
+            return Done()  # who commits to digests before it has read others' has nothing to copy
         contribution = uploaded.contribution
         objects = tuple(self.objects.written.get(ref.key, ref) for ref in contribution.objects)
         renamed = contribution.model_copy(update={"objects": objects})

@@ -8,9 +8,18 @@ from torch import Tensor
 
 from orion.common.ids import Hotkey
 from orion.common.protocol.codec import decode, encode, mean_spec
-from orion.common.protocol.reduction import WRONG_SIZE, Reduction, Slice, encode_slice, reduce_partition, slice_spec
+from orion.common.protocol.reduction import (
+    DUPLICATE,
+    NORM_CLIP_RATIO,
+    WRONG_SIZE,
+    Reduction,
+    Slice,
+    encode_slice,
+    reduce_partition,
+    slice_spec,
+)
 from orion.common.train.compress import CodecName
-from orion.common.train.outer import weighted_mean_in_order
+from orion.common.train.outer import contribution_norm, trimmed_mean, weighted_mean_in_order
 
 N = 300
 
@@ -91,6 +100,89 @@ def test_with_nothing_fit_there_is_no_mean() -> None:
 
     assert reduction.mean is None
     assert [exclusion.reason for exclusion in reduction.excluded] == [WRONG_SIZE]
+
+
+def test_the_same_work_counts_once() -> None:
+    good = [slice_of(0, values(1)), slice_of(1, values(2))]
+
+    reduction = reduce_partition("none", N, [*good, slice_of(2, values(1), weight=100)])
+
+    assert [(exclusion.hotkey, exclusion.reason) for exclusion in reduction.excluded] == [(hotkey_of(2), DUPLICATE)]
+    assert torch.equal(mean_of(reduction), mean_of(reduce_partition("none", N, good)))
+
+
+def test_zeros_are_nobody_s_work() -> None:
+    zeros = torch.zeros(N)
+
+    reduction = reduce_partition("none", N, [slice_of(0, zeros), slice_of(1, zeros), slice_of(2, zeros)])
+
+    assert reduction.excluded == ()
+    assert torch.equal(mean_of(reduction), zeros)
+
+
+def test_what_is_large_is_scaled_down_to_the_bound() -> None:
+    others = [values(1), values(2), values(3), values(4)]
+    large = values(5, scale=6.0)
+    norms = sorted(contribution_norm(values_N) for values_N in (*others, large))
+    clipped = torch.mul(large, NORM_CLIP_RATIO * norms[2] / norms[-1])
+
+    reduction = reduce_partition("none", N, [slice_of(place, item) for place, item in enumerate((*others, large))])
+
+    expected = weighted_mean_in_order([(4.0, item) for item in (*others, clipped)])
+    assert reduction.excluded == ()
+    assert torch.equal(mean_of(reduction), expected)
+    assert contribution_norm(clipped) == pytest.approx(NORM_CLIP_RATIO * norms[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_one_or_two_replicas_are_measured_by_nothing(num_replicas: int) -> None:
+    slices = [slice_of(place, values(place, scale=1000.0**place)) for place in range(num_replicas)]
+
+    reduction = reduce_partition("none", N, slices)
+
+    assert reduction.excluded == ()
+    expected = weighted_mean_in_order([(4.0, values(place, scale=1000.0**place)) for place in range(num_replicas)])
+    assert torch.equal(mean_of(reduction), expected)
+
+
+def test_a_trimmed_mean_is_moved_by_nobody_who_is_alone() -> None:
+    honest = [values(0) + 0.01 * values(seed) for seed in range(1, 5)]
+    slices = [slice_of(place, item) for place, item in enumerate((*honest, -2.0 * values(0)))]
+
+    trimmed = mean_of(reduce_partition("none", N, slices, "trimmed"))
+
+    stacked = torch.stack(honest)
+    assert bool((trimmed >= stacked.amin(dim=0) - 1e-6).all()) and bool((trimmed <= stacked.amax(dim=0) + 1e-6).all())
+    plain = mean_of(reduce_partition("none", N, slices))
+    assert not bool((plain >= stacked.amin(dim=0)).all()), "the one that is alone would have moved the plain mean"
+
+
+def test_of_fewer_than_five_nothing_is_trimmed() -> None:
+    slices = [slice_of(place, values(place), weight=place + 1) for place in range(4)]
+
+    assert torch.equal(
+        mean_of(reduce_partition("none", N, slices, "trimmed")), mean_of(reduce_partition("none", N, slices))
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(6)), st.integers(1, 2))
+def test_any_order_of_arrival_gives_the_same_trimmed_bytes(order: list[int], num_cut: int) -> None:
+    tensors = [values(seed) for seed in range(5)]
+    tensors.append(torch.where(torch.arange(N) % 2 == 0, torch.zeros(N), -torch.zeros(N)))
+
+    assert (
+        trimmed_mean([tensors[place] for place in order], num_cut).numpy().tobytes()
+        == trimmed_mean(tensors, num_cut).numpy().tobytes()
+    )
+
+
+def test_a_trimmed_mean_is_the_mean_of_what_is_left() -> None:
+    tensors = [torch.tensor([1.0, 9.0]), torch.tensor([2.0, -9.0]), torch.tensor([3.0, 1.0]), torch.tensor([50.0, 2.0])]
+
+    assert torch.equal(trimmed_mean(tensors, 1), torch.tensor([2.5, 1.5]))
+    with pytest.raises(ValueError, match="cannot be cut"):
+        trimmed_mean(tensors, 2)
 
 
 @pytest.mark.parametrize("codec", ["none", "bf16", "int8"])

@@ -190,3 +190,16 @@ def test_contributions_are_checked(value: float, reason: str | None) -> None:
 
 def test_norm_is_exact_where_fp32_sums_are_not() -> None:
     assert contribution_norm(torch.full((3_000_000,), 0.5)) == pytest.approx(0.5 * math.sqrt(3_000_000), rel=1e-13)
+
+
+def test_a_norm_does_not_depend_on_how_a_vector_is_stored_or_added_up() -> None:
+    tensor_N = random_N(7, num_params=1_500_007)
+    strided_N = torch.stack((tensor_N, torch.zeros_like(tensor_N)), dim=1)[:, 0]
+    before = torch.get_num_threads()
+    norm = contribution_norm(tensor_N)
+    torch.set_num_threads(before + 1)
+    try:
+        assert contribution_norm(strided_N) == norm == contribution_norm(tensor_N.clone())
+    finally:
+        torch.set_num_threads(before)
+    assert norm == pytest.approx(float(tensor_N.double().norm()), rel=1e-12)

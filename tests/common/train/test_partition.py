@@ -124,6 +124,15 @@ def test_a_contribution_far_above_the_median_is_excluded() -> None:
     assert selection.rejected == {"5d": "norm 40 exceeds 3 times the median", "5e": "not finite"}
 
 
+def test_a_contribution_above_the_median_is_scaled_down() -> None:
+    norms = {Hotkey("5a"): 1.0, Hotkey("5b"): 2.0, Hotkey("5c"): 8.0, Hotkey("5d"): 30.0, Hotkey("5e"): 0.5}
+
+    selection = select_contributions(norms, ratio_max=10.0, clip_ratio=3.0)
+
+    assert selection.accepted == ("5a", "5b", "5c", "5e")
+    assert selection.scales == {"5c": 0.75}
+
+
 def test_two_contributions_have_no_median_to_be_measured_by() -> None:
     norms = {Hotkey("5b"): 100.0, Hotkey("5a"): 1.0, Hotkey("5c"): math.inf}
 
