@@ -181,13 +181,16 @@ def adversaries(
     seed: Annotated[int, typer.Option(help="Of the simulated swarms.", min=0)] = 1,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="So many of them from --seed on; figures are means.")] = 1,
     attack: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    replay_s: Annotated[
+        float, typer.Option(min=0.0, max=60.0, help="Virtual seconds that a validator's replay takes.")
+    ] = 0.5,
     processes: Annotated[int, typer.Option(min=1, max=256, help="That share the trials.")] = 1,
     as_json: Json = False,
 ) -> None:
     """What attackers earn, when they are found, and what they do to the loss. Exits 1 when a bar does not hold."""
     from orion.cli.adversary_table import print_end, printer
     from orion.simulator.adversaries.catalogue import ATTACKS
-    from orion.simulator.adversaries.table import measure
+    from orion.simulator.adversaries.table import Setting, measure
 
     unknown = set(attack or ()) - {each.name for each in ATTACKS}
     if unknown:
@@ -195,7 +198,10 @@ def adversaries(
         raise typer.BadParameter(f"no attack is called {', '.join(sorted(unknown))}; there are {known}")
     seed_range = range(seed, seed + seeds)
     on_trial = printer(is_quiet=as_json)
-    table = measure(seed_range, quick=quick, only=attack or (), num_processes=processes, on_trial=on_trial)
+    setting = Setting(replay_s=replay_s)
+    table = measure(
+        seed_range, quick=quick, only=attack or (), num_processes=processes, setting=setting, on_trial=on_trial
+    )
     print_end(table, is_quiet=as_json)
     if as_json:
         print(json.dumps(table.as_json()))

@@ -30,7 +30,7 @@ from orion.simulator.network import LinkProfile, Network
 from orion.simulator.orchestrator_host import OrchestratorHost
 from orion.simulator.store import MemoryStore
 from orion.simulator.tokens import SyntheticTokens
-from orion.simulator.validator_host import ValidatorHost
+from orion.simulator.validator_host import REPLAY_S, ValidatorHost
 from orion.simulator.world import World, seeded
 
 MakeMiner = Callable[[World, Hotkey, Device, int | None, int], MinerHost]
@@ -61,6 +61,9 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     cheats: Mapping[int, MakeMiner] = field(default_factory=dict)
     """Dishonest miners by index; nothing in production knows of such a thing."""
+    replay_s: float = REPLAY_S
+    """What a replay takes the validator. Where its checks of an outer step last longer than outer steps do, it leaves
+    outer steps out, as in production."""
 
 
 def named_hotkey(name: str) -> Hotkey:
@@ -100,7 +103,7 @@ class Swarm:
             self.world.store.hold(key, body)
         self.journal = MemoryJournal(Header(spec.digest, blake3(f"{seed} secret".encode()).digest()))
         self.orchestrator = OrchestratorHost(self.world, self.journal)
-        self.validator = ValidatorHost(self.world, validator)
+        self.validator = ValidatorHost(self.world, validator, scenario.replay_s)
         self.devices = tuple(
             Device(scenario.device, seeded(seed, f"device {index}")) for index in range(len(self.hotkeys))
         )

@@ -26,15 +26,16 @@ from orion.validator.hands import Hands
 
 TICK_S = 0.5
 REPLAY_S = 0.5
-"""What a replay takes beside fetching the anchor."""
+"""What a replay takes beside fetching the anchor, where the scenario does not say."""
 
 
 class ValidatorHost(Host):
     """One process of a validator."""
 
-    def __init__(self, world: World, hotkey: Hotkey) -> None:
+    def __init__(self, world: World, hotkey: Hotkey, replay_s: float = REPLAY_S) -> None:
         super().__init__(hotkey, world.clock, world.network)
         self.world = world
+        self._replay_s = replay_s
         self.core = ValidatorCore(world.spec, hotkey, world.rng(f"validator {hotkey}"))
         orchestrator = SimulatedOrchestrator()
         objects = SimulatedObjects(orchestrator)
@@ -72,7 +73,7 @@ class ValidatorHost(Host):
 
     async def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Replay):
-            await Pause(REPLAY_S)
+            await Pause(self._replay_s)
         self.world.let_blocks_pass()
         event = await self._hands.carry_out(effect)
         if event is not None:

@@ -24,6 +24,7 @@ from orion.simulator.faults import draw_schedule
 from orion.simulator.scenarios import tiny_spec
 from orion.simulator.simulation import run_scenario
 from orion.simulator.swarm import Scenario
+from orion.simulator.validator_host import REPLAY_S
 
 NUM_STAGES = 3
 
@@ -45,6 +46,9 @@ class Setting:
     checked_share: float = 2 / 3
     """Of all miners, drawn by the validator in each outer step: many, because a trial's window holds few outer steps.
     What counts is how often a miner is checked within a window; a real one is ten times as long."""
+    replay_s: float = REPLAY_S
+    """What a check's replay takes the validator. With the usual time its checks of an outer step last for several of
+    the trial's few and short outer steps, and it leaves those out."""
 
 
 QUICK_ATTACKS = (
@@ -125,7 +129,8 @@ class Laboratory:
     def honest(self, shape: Shape) -> Trial:
         """The swarm of this shape without an attack."""
         if shape not in self._honest:
-            self._honest[shape] = run_trial(None, trial_spec(self._setting, shape), 0, self._seed, None)
+            spec = trial_spec(self._setting, shape)
+            self._honest[shape] = run_trial(None, spec, 0, self._seed, None, replay_s=self._setting.replay_s)
         return self._honest[shape]
 
     def shape(self, attack: Attack | None = None, *, is_many: bool = False) -> Shape:
@@ -140,7 +145,8 @@ class Laboratory:
         shape = self.shape(attack, is_many=is_many)
         attackers = num_attackers(shape.replicas) if is_many else 1
         spec = trial_spec(self._setting, shape)
-        return run_trial(attack, spec, attackers, self._seed, self.honest(shape) if without is None else without)
+        honest = self.honest(shape) if without is None else without
+        return run_trial(attack, spec, attackers, self._seed, honest, replay_s=self._setting.replay_s)
 
 
 def weight_copier(source: Trial, stake_share: float) -> Trial:
@@ -165,6 +171,7 @@ def weight_copier(source: Trial, stake_share: float) -> Trial:
 class _Task:
     """One trial of the table, such that another process can be asked for it."""
 
+    setting: Setting
     seed: int
     attack_name: str
     is_many: bool
@@ -180,18 +187,20 @@ def measure(
     quick: bool = False,
     only: Collection[str] = (),
     num_processes: int = 1,
+    setting: Setting | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Table:
     """Runs all trials, or a few of them, with each seed; `only` names attacks, without which all are tried and honest
     swarms with faults too. Raises SimulationFailedError when an honest run breaks an invariant."""
+    setting = Setting() if setting is None else setting
     tasks = [
-        _Task(seed, attack.name, is_many)
+        _Task(setting, seed, attack.name, is_many)
         for is_many, attack, seed in product((False,) if quick else (False, True), ATTACKS, seeds)
         if (attack.name in only if only else not quick or attack.name in QUICK_ATTACKS)
     ]
     num_faulty = 0 if only else FAULTY_SEEDS_QUICK if quick else FAULTY_SEEDS
     with _mapping(num_processes) as each:
-        shapes = [(task.seed, Laboratory(task.seed).shape(task.attack, is_many=task.is_many)) for task in tasks]
+        shapes = [(task.seed, setting, _laboratory(task).shape(task.attack, is_many=task.is_many)) for task in tasks]
         honest = dict(zip(dict.fromkeys(shapes), each(_honest, dict.fromkeys(shapes)), strict=True))
         trials = []
         for trial in each(_tried, [(task, honest[shape]) for task, shape in zip(tasks, shapes, strict=True)]):
@@ -224,14 +233,18 @@ def _mapping(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield pool.map
 
 
-def _honest(seed_and_shape: tuple[int, Shape]) -> Trial:
-    seed, shape = seed_and_shape
-    return Laboratory(seed).honest(shape)
+def _laboratory(task: _Task) -> Laboratory:
+    return Laboratory(task.seed, task.setting)
+
+
+def _honest(place: tuple[int, Setting, Shape]) -> Trial:
+    seed, setting, shape = place
+    return Laboratory(seed, setting).honest(shape)
 
 
 def _tried(task_and_honest: tuple[_Task, Trial]) -> Trial:
     task, without = task_and_honest
-    return Laboratory(task.seed).trial(task.attack, is_many=task.is_many, without=without)
+    return _laboratory(task).trial(task.attack, is_many=task.is_many, without=without)
 
 
 def _faulty_checks(seed: int) -> tuple[int, int]:

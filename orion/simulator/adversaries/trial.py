@@ -23,7 +23,7 @@ from orion.simulator.host import Host
 from orion.simulator.miner_host import HOST_DEVICE
 from orion.simulator.orchestrator_host import OrchestratorHost
 from orion.simulator.swarm import Scenario, Swarm
-from orion.simulator.validator_host import ValidatorHost
+from orion.simulator.validator_host import REPLAY_S, ValidatorHost
 from orion.validator.events import WeightsSet
 
 HELD_OUT_FROM = 10_000_000
@@ -142,16 +142,24 @@ class Trial:
     """Pay of each miner on each pay day as a share of its stage's mean, when nobody attacks; empty otherwise."""
 
 
-def run_trial(attack: Attack | None, spec: RunSpec, num_attackers: int, seed: int, without: Trial | None) -> Trial:
+def run_trial(
+    attack: Attack | None,
+    spec: RunSpec,
+    num_attackers: int,
+    seed: int,
+    without: Trial | None,
+    *,
+    replay_s: float = REPLAY_S,
+) -> Trial:
     """Runs a swarm with this attack (None: without any) to its end.
 
     `without` is the trial of the same swarm and seed without an attack: what an honest miner earns in the attackers'
-    place (its link may be better than others'), and how far the model comes.
+    place (its link may be better than others'), and how far the model comes. A replay takes the validator `replay_s`.
     """
     plot = Plot()
     cheats = {} if attack is None else attack.cast(Lineup(spec.num_stages, spec.replicas, num_attackers), plot)
     name = "none" if attack is None else attack.name
-    swarm = Swarm(Scenario(name, spec, VIRTUAL_S_MAX, cheats=cheats), seed)
+    swarm = Swarm(Scenario(name, spec, VIRTUAL_S_MAX, cheats=cheats, replay_s=replay_s), seed)
     watch = Watch(swarm, plot)
     swarm.world.observers.append(watch)
     swarm.start()
