@@ -119,7 +119,9 @@ class EmulatedNetwork:
             process.stdin.flush()
         except BrokenPipeError:
             raise LinkError("the emulated network has ended") from None
-        self._answer()
+        answer = self._answer()
+        if "error" in answer:
+            raise LinkError(f"the emulated network has ended: {answer['error']}")
 
     def _answer(self) -> dict[str, Any]:
         process = self._running
