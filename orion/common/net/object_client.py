@@ -103,22 +103,24 @@ class ObjectClient:
     async def _put(self, ref: ObjectRef, body: "Body", grant: UploadGrant) -> None:
         """Sends what is missing, and looks again, until nothing is."""
         rounds = 0
+        sent: set[int] = set()
         while not grant.is_durable:
+            num_sent = len(sent)
             try:
-                await self._send_parts(ref, body, grant)
+                await self._send_parts(ref, body, grant, sent)
                 if not grant.in_parts:
                     return
                 if len(grant.parts) < PART_URLS_MAX:
                     await self._orchestrator.complete(CompleteUpload(object=ref))
                     return
-                rounds = 0
             except RefusedError as error:
-                rounds += 1
+                rounds = 1 if len(sent) > num_sent else rounds + 1
                 if error.code not in _REGRANTED or rounds >= _ROUNDS_MAX:
                     raise
             (grant,) = await self._upload_grants([ref])
 
-    async def _send_parts(self, ref: ObjectRef, body: "Body", grant: UploadGrant) -> None:
+    async def _send_parts(self, ref: ObjectRef, body: "Body", grant: UploadGrant, sent: set[int]) -> None:
+        """Sends what the grant names; `sent` gets the indices of what has arrived."""
         ranges = _ranges(ref, grant.part_bytes)
         urls = {part.index: self._absolute(part.url) for part in grant.parts}
         if urls and max(urls) >= len(ranges):
@@ -131,7 +133,7 @@ class ObjectClient:
                 self._measured(self.upload_meter, part.size_bytes),
                 self._http.open("PUT", urls[index], headers=headers, data=part, timeout_s=self._timeout_s),
             ):
-                return
+                sent.add(index)
 
         plan = PartPlan({index: len(ranges[index]) for index in urls}, self._upload_pace, self._transfers_max)
         await self._run(plan, move)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orion.common.clock import SystemClock
+from orion.common.clock import Clock, SystemClock
 from orion.common.net.directory_store import DirectoryStore
 from orion.common.net.gate import Gate
 from orion.common.net.object_client import ObjectClient
@@ -32,6 +32,7 @@ from orion.common.protocol.signing import Verifier
 
 OpenStore = Callable[[], tuple[ObjectStore, ObjectRoutes | None]]
 _CHUNK_BYTES = 64 * 1024
+SYSTEM = SystemClock()
 
 
 @dataclass
@@ -39,6 +40,7 @@ class StoreServer:
     """What the orchestrator does about objects; may be started again while clients go on."""
 
     open_store: OpenStore
+    clock: Clock = SYSTEM
     grant_s: float = 60.0
     num_expired: int = 0
     """So many of the next grants have expired when they arrive."""
@@ -55,7 +57,7 @@ class StoreServer:
         def granting(name: str) -> Callable[[Request], object]:
             async def handler(request: Request) -> Response:
                 self.num_expired, grant_s = max(0, self.num_expired - 1), -60.0 if self.num_expired else self.grant_s
-                granted = GrantRoutes(self.store, SystemClock(), grant_s, lambda *_: None)
+                granted = GrantRoutes(self.store, self.clock, grant_s, lambda *_: None)
                 return await getattr(granted, name)(request)
 
             return handler
@@ -197,15 +199,15 @@ class HarmfulProxy:
 
 
 @asynccontextmanager
-async def directory_world(folder: Path, part_bytes: int) -> AsyncIterator[World]:
-    """A directory, served on loopback; everything goes through the proxy."""
+async def directory_world(folder: Path, part_bytes: int, clock: Clock = SYSTEM) -> AsyncIterator[World]:
+    """A directory, served on loopback; everything goes through the proxy. The clock is that of grants and URLs."""
     signer = UrlSigner(b"s" * 32)
 
     def open_store() -> tuple[ObjectStore, ObjectRoutes]:
         store = DirectoryStore(folder, signer, part_bytes=part_bytes)
-        return store, ObjectRoutes(store, signer, SystemClock())
+        return store, ObjectRoutes(store, signer, clock)
 
-    server = StoreServer(open_store)
+    server = StoreServer(open_store, clock)
     async with serve_starlette(server.app()) as url, RpcClient(CLIENT_KEY, RUN) as rpc:
         proxy = HarmfulProxy(url)
         async with proxy.listening() as proxied:

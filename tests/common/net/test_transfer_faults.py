@@ -189,3 +189,25 @@ async def test_urls_that_have_expired_are_asked_for_anew(tmp_path: Path) -> None
             await client.get(ref)
         assert caught.value.code is RefusalCode.FORBIDDEN, "not for ever"
         assert world.server.num_expired == 0
+
+
+class HurryingClock:
+    """Half a minute passes whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now_s(self) -> float:
+        self.time_s += 30.0
+        return self.time_s
+
+    monotonic_s = now_s
+
+
+async def test_transfers_that_outlast_their_urls_get_there_all_the_same(tmp_path: Path) -> None:
+    async with directory_world(tmp_path / "store", 256 * 1024, HurryingClock()) as world:
+        body, client = large_body(world), world.client(part_bytes=world.part_bytes, transfers_max=1)
+        ref = await client.put(KEY, body)
+        assert world.proxy.num_requests(b"POST /v1/uploads") > 3, "the first URLs were not enough"
+        assert bytes(await client.get(ref)) == body.tobytes()
+        assert world.proxy.num_requests(b"POST /v1/grants") > 1
