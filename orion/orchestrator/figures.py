@@ -1,7 +1,7 @@
 """The stages in numbers: parameters, work per microbatch, and how long and how large transfers may be.
 
 Pure; computed once from the RunSpec. Every deadline of a phase comes from here: bytes to move ÷ the slowest bandwidth
-that is still waited for, plus a grace. Nothing here depends on what a miner says.
+that is still waited for, plus a grace. What a miner says of its own link can only make it be waited for less long.
 """
 
 from dataclasses import dataclass
@@ -34,14 +34,26 @@ class StageFigures:
 
     @property
     def upload_s(self) -> float:
-        """Time for writing a whole pseudo-gradient."""
-        return self._transfer_s(self.num_params * self.encoded_bytes_per_param)
+        """Time for writing a whole pseudo-gradient over the slowest link."""
+        return self.upload_s_at(None)
 
-    def reduce_s(self, num_contributions: int, num_reducers: int) -> float:
-        """Time for fetching one's partitions of every contribution and writing their means."""
+    def upload_s_at(self, upload_bytes_per_s: float | None) -> float:
+        """The same for who has been seen to write that fast lately; None: not known."""
+        return self.grace_s + self._moving_s(self.num_params * self.encoded_bytes_per_param, upload_bytes_per_s)
+
+    def reduce_s(
+        self,
+        num_contributions: int,
+        num_reducers: int,
+        upload_bytes_per_s: float | None = None,
+        download_bytes_per_s: float | None = None,
+    ) -> float:
+        """Time for fetching one's partitions of every contribution and writing their means, at such rates; None: over
+        the slowest link."""
         share = min(1.0, _REDUCERS_PER_PARTITION / num_reducers + 1 / self.num_partitions)
-        bytes_per_param = num_contributions * self.encoded_bytes_per_param + _MEAN_BYTES_PER_PARAM
-        return self._transfer_s(self.num_params * share * bytes_per_param)
+        num_params = self.num_params * share
+        fetching_s = self._moving_s(num_params * num_contributions * self.encoded_bytes_per_param, download_bytes_per_s)
+        return self.grace_s + fetching_s + self._moving_s(num_params * _MEAN_BYTES_PER_PARAM, upload_bytes_per_s)
 
     @property
     def apply_s(self) -> float:
@@ -74,6 +86,9 @@ class StageFigures:
 
     def _transfer_s(self, size_bytes: float) -> float:
         return self.grace_s + size_bytes / self.bandwidth_bytes_per_s
+
+    def _moving_s(self, size_bytes: float, bytes_per_s: float | None) -> float:
+        return size_bytes / max(self.bandwidth_bytes_per_s, bytes_per_s or 0.0)
 
 
 def stage_figures(spec: RunSpec) -> tuple[StageFigures, ...]:

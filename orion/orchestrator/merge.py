@@ -58,8 +58,8 @@ class Situation:
     now_s: float
     deadline_s: float
     """Of the phase."""
-    allowance_s: float
-    """A reducer that takes longer is late, and another one is asked beside it."""
+    allowance_of: Callable[[Hotkey], float]
+    """Seconds; a reducer that takes longer is late, and another one is asked beside it."""
     candidates: Collection[Hotkey]
     """Present members that may reduce."""
     is_durable: Callable[[ObjectRef], bool]
@@ -106,7 +106,9 @@ def decide(partition: PartitionMerge, situation: Situation) -> Ask | Write | Set
         if writing is not None:
             return writing.decision
     coming = [hotkey for hotkey in partition.reducers if hotkey not in copies and hotkey in situation.candidates]
-    late = [hotkey for hotkey in coming if situation.now_s >= partition.asked_s[hotkey] + situation.allowance_s]
+    late = [
+        hotkey for hotkey in coming if situation.now_s >= partition.asked_s[hotkey] + situation.allowance_of(hotkey)
+    ]
     may_ask = any(hotkey not in partition.reducers for hotkey in situation.candidates)
     num_wanted = COPIES_TO_SETTLE if not copies else 1
     if len(coming) - len(late) < num_wanted and may_ask:
@@ -133,7 +135,9 @@ def _to_write(partition: PartitionMerge, group: list[Hotkey], situation: Situati
     """How a group's mean gets into the store; None when nobody of it can be expected to write it."""
     present = [hotkey for hotkey in group if hotkey in situation.candidates]
     writers = partition.writers
-    if any(hotkey in writers and situation.now_s < writers[hotkey] + situation.allowance_s for hotkey in present):
+    if any(
+        hotkey in writers and situation.now_s < writers[hotkey] + situation.allowance_of(hotkey) for hotkey in present
+    ):
         return _Writing(None)
     fresh = [hotkey for hotkey in present if hotkey not in writers]
     return _Writing(Write(fresh[0])) if fresh else None
@@ -199,7 +203,9 @@ def votes(partition: PartitionMerge, settled: Settle, situation: Situation) -> d
         elif hotkey in settled.dissenters:
             decided = settled.outcome.object is not None
             found[hotkey] = ReductionVote.DIFFERED if decided else ReductionVote.UNDECIDED
-        elif hotkey not in situation.candidates or situation.now_s >= partition.asked_s[hotkey] + situation.allowance_s:
+        elif hotkey not in situation.candidates or situation.now_s >= partition.asked_s[
+            hotkey
+        ] + situation.allowance_of(hotkey):
             found[hotkey] = ReductionVote.MISSED
     return found
 

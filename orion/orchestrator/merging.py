@@ -37,8 +37,13 @@ _NAMED_MAX = 5
 def begin_upload(state: RunState, stage: StageProgress) -> None:
     """Training has ended: whoever trained in this outer step is awaited."""
     trained = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE)
-    stage.activity = Uploading([member.hotkey for member in trained], state.memory.now_s)
-    stage.deadline_s = state.memory.now_s + state.figures[stage.stage_index].upload_s
+    figures, now_s = state.figures[stage.stage_index], state.memory.now_s
+    stage.activity = Uploading(
+        awaited=[member.hotkey for member in trained],
+        began_s=now_s,
+        due_s={member.hotkey: now_s + figures.upload_s_at(_rates(state, member.hotkey)[0]) for member in trained},
+    )
+    stage.deadline_s = now_s + figures.upload_s
     state.changed()
 
 
@@ -62,7 +67,7 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
     awaited = [hotkey for hotkey in uploading.awaited if not _is_barred(state, hotkey)]
     there = [hotkey for hotkey in awaited if _is_uploaded(state, uploading, hotkey)]
     missing = [hotkey for hotkey in awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)]
-    if missing and state.memory.now_s < stage.deadline_s:
+    if missing and state.memory.now_s < stage.deadline_s and not _is_closed(state, uploading, there, missing):
         if uploading.partitions is None and all(hotkey in uploading.uploads for hotkey in missing):
             uploading.partitions = _assigned(state, stage)
             state.changed()
@@ -79,6 +84,21 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
     contributions = tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there))
     _begin_reduce(state, stage, contributions, uploading.partitions or _assigned(state, stage))
     return True
+
+
+def _is_closed(state: RunState, uploading: Uploading, there: list[Hotkey], missing: list[Hotkey]) -> bool:
+    """Whether a quorum is there, and who is missing has had the time that its own link needs, and the grace."""
+    if len(there) < max(1, math.ceil(state.spec.quorum * (len(there) + len(missing)))):
+        return False
+    return all(state.memory.now_s >= uploading.due_s[hotkey] for hotkey in missing)
+
+
+def _rates(state: RunState, hotkey: Hotkey) -> tuple[float | None, float | None]:
+    """What a member's link has been seen to do, up and down, in bytes per second; None where it is not known."""
+    member = state.memory.membership.get(hotkey)
+    if member is None or member.heartbeat is None:
+        return None, None
+    return member.heartbeat.upload_bytes_per_s, member.heartbeat.download_bytes_per_s
 
 
 def _is_barred(state: RunState, hotkey: Hotkey) -> bool:
@@ -154,13 +174,17 @@ def _begin_reduce(
         _publish(state, stage, kept, ())
         return
     now_s = state.memory.now_s
-    allowance_s = state.figures[stage.stage_index].reduce_s(len(contributions), len(candidates))
+    figures = state.figures[stage.stage_index]
+    allowance_s = figures.reduce_s(len(contributions), len(candidates))
+    allowances_s = {
+        hotkey: figures.reduce_s(len(contributions), len(candidates), *_rates(state, hotkey)) for hotkey in candidates
+    }
     for partition, anew in zip(partitions, _assigned(state, stage), strict=True):
         # Who has gone or was barred since it was drawn has done nothing yet, so nothing is to be decided about it.
         partition.reducers = [hotkey for hotkey in partition.reducers if hotkey in candidates] or anew.reducers
         partition.asked_s = dict.fromkeys(partition.reducers, now_s)
         partition.writers = {partition.reducers[0]: now_s}
-    stage.activity = Reducing(contributions=contributions, partitions=partitions, allowance_s=allowance_s)
+    stage.activity = Reducing(contributions, partitions, allowance_s, allowances_s)
     # Twice: once for those who are asked first, once for those who replace the late ones among them.
     stage.deadline_s = now_s + 2 * allowance_s
     state.changed()
@@ -176,7 +200,7 @@ def _advance_reduce(state: RunState, stage: StageProgress, reducing: Reducing) -
     situation = Situation(
         now_s=state.memory.now_s,
         deadline_s=stage.deadline_s,
-        allowance_s=reducing.allowance_s,
+        allowance_of=lambda hotkey: reducing.allowances_s.get(hotkey, reducing.allowance_s),
         candidates=_candidates(state, stage),
         is_durable=state.memory.objects.is_durable,
     )

@@ -35,6 +35,7 @@ def _move_stage(stage: StageProgress, away_s: float) -> None:
         stage.task.due_s += away_s
     if isinstance(stage.activity, Uploading):
         stage.activity.began_s += away_s
+        stage.activity.due_s = {hotkey: due_s + away_s for hotkey, due_s in stage.activity.due_s.items()}
     if isinstance(stage.activity, Reducing):
         for partition in stage.activity.partitions:
             for asked in (partition.asked_s, partition.writers):

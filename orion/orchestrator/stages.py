@@ -34,6 +34,8 @@ class Uploading:
     awaited: list[Hotkey]
     """Those who trained in this outer step."""
     began_s: float
+    due_s: dict[Hotkey, float] = field(default_factory=dict)
+    """Until when each is waited for, once there is a quorum: by what its link has been seen to do."""
     uploads: dict[Hotkey, Contribution] = field(default_factory=dict)
     """As announced: what each stands by."""
     stored: list[Hotkey] = field(default_factory=list)
@@ -50,7 +52,9 @@ class Reducing:
     contributions: tuple[Contribution, ...]
     partitions: list[PartitionMerge]
     allowance_s: float
-    """What a reducer may take before another one is asked beside it."""
+    """What a reducer may take before another one is asked beside it, over the slowest link that is waited for."""
+    allowances_s: dict[Hotkey, float] = field(default_factory=dict)
+    """The same of those whose links are known."""
 
 
 @dataclass(slots=True)

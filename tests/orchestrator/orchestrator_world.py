@@ -209,7 +209,9 @@ class World:
         url = f"http://10.0.0.1:{8000 + sum(hotkey.encode()) % 1000}"
         return self.accept(hotkey, Join(url=url, device="cpu", memory_bytes=1 << 30, stage_index=stage_index))
 
-    def beat(self, hotkey: Hotkey, ready: int | None = -1) -> Response | Refusal:
+    def beat(
+        self, hotkey: Hotkey, ready: int | None = -1, *, rate_bytes_per_s: float | None = None
+    ) -> Response | Refusal:
         """A heartbeat; by default of a member that holds the anchor it should."""
         assignment = self.feed(hotkey).assignment
         stage = self.stage(assignment.stage_index if assignment is not None else 0)
@@ -223,6 +225,8 @@ class World:
             applied=0,
             tokens_per_s=1.0,
             busy_share=0.5,
+            upload_bytes_per_s=rate_bytes_per_s,
+            download_bytes_per_s=rate_bytes_per_s,
         )
         return self.ask(hotkey, heartbeat)
 

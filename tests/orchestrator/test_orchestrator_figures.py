@@ -54,6 +54,9 @@ def test_deadlines_follow_from_bytes_and_bandwidth() -> None:
     assert first.apply_s == first.upload_s
     assert first.checkpoint_s == 10.0 + first.num_params * 8 / 1e4
     assert last.reduce_s(4, 2) > last.reduce_s(2, 2) > last.reduce_s(2, 8)
+    assert first.upload_s_at(2e4) == 10.0 + first.num_params * 4 / 2e4
+    assert first.upload_s_at(1.0) == first.upload_s, "nobody is waited for longer by saying that it is slow"
+    assert 10.0 < last.reduce_s(4, 2, 1e6, 1e6) < last.reduce_s(4, 2, 1e6) < last.reduce_s(4, 2)
     small = stage_figures(make_spec(time_limits=limits, codec="bf16"))[0]
     assert small.upload_s == 10.0 + first.num_params * 2 / 1e4
     assert small.contribution_bytes_max < first.contribution_bytes_max

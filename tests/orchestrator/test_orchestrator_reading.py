@@ -19,6 +19,7 @@ from orion.common.protocol.messages import (
 )
 from orion.common.protocol.records import MergeQuery
 from orion.common.protocol.refusals import RefusedError
+from orion.orchestrator.figures import stage_figures
 
 A0, A1, A2 = (hotkey_of(0, replica) for replica in range(3))
 
@@ -109,6 +110,62 @@ class TestReading:
         world.accept(A2, Leave(reason="x"))
         assert world.phases == [(Phase.MERGE, 0)] and world.now_s < START_S + 10.0
         assert [item.hotkey for item in plan_of(world).contributions] == [A0, A1]
+
+
+LIMITS = {"transfer_grace_s": 10.0, "train_s": 100.0, "microbatch_s": 30.0, "member_s": 10.0}
+
+
+class TestOwnDeadlines:
+    """The grace is 10 s; over the slowest link an upload may take 90 s more."""
+
+    def uploading(self, rates_bytes_per_s: dict[Hotkey, float]) -> World:
+        floor = stage_figures(make_spec(num_stages=1))[0].num_params * 4 / 90.0
+        spec = make_spec(num_stages=1, replicas=3, time_limits=LIMITS | {"bandwidth_floor_bytes_per_s": floor})
+        world = World(spec)
+        world.start()
+        for hotkey, rate in rates_bytes_per_s.items():
+            world.beat(hotkey, rate_bytes_per_s=rate)
+        for hotkey, num_applied in world.train().items():
+            world.commit(hotkey, num_applied)
+        assert 99.0 < world.stage(0).deadline_s - world.now_s < 101.0
+        return world
+
+    def test_who_has_always_been_fast_is_waited_for_as_long_as_that_takes_and_the_grace(self) -> None:
+        world = self.uploading(dict.fromkeys((A0, A1, A2), 1e9))
+        announced = [announce(world, hotkey) for hotkey in (A0, A1, A2)]
+        for uploaded in announced[:2]:
+            arrive(world, uploaded)
+        world.wait(9.0, A0, A1, A2)
+        assert world.phases == [(Phase.UPLOAD, 0)]
+        world.wait(2.0, A0, A1, A2)
+        assert world.phases == [(Phase.MERGE, 0)]
+        assert world.notices(f"upload cut short, without {A2}")
+
+    def test_whose_link_is_slow_or_not_known_is_waited_for_longer(self) -> None:
+        world = self.uploading(dict.fromkeys((A0, A1), 1e9))
+        announced = [announce(world, hotkey) for hotkey in (A0, A1, A2)]
+        for uploaded in announced[:2]:
+            arrive(world, uploaded)
+        world.wait(30.0, A0, A1, A2)
+        assert world.phases == [(Phase.UPLOAD, 0)]
+        arrive(world, announced[2])
+        assert [item.hotkey for item in plan_of(world).contributions] == [A0, A1, A2]
+
+    def test_without_a_quorum_nothing_is_cut_short_before_the_slowest_link_s_deadline(self) -> None:
+        world = self.uploading(dict.fromkeys((A0, A1, A2), 1e9))
+        announced = [announce(world, hotkey) for hotkey in (A0, A1, A2)]
+        arrive(world, announced[0])
+        world.wait(30.0, A0, A1, A2)
+        assert world.phases == [(Phase.UPLOAD, 0)]
+        arrive(world, announced[1])
+        assert world.phases == [(Phase.MERGE, 0)]
+
+    def test_a_reducer_s_time_follows_from_its_own_link(self) -> None:
+        world = self.uploading(dict.fromkeys((A0, A1, A2), 1e9))
+        for uploaded in [announce(world, hotkey) for hotkey in (A0, A1, A2)]:
+            arrive(world, uploaded)
+        world.wait(11.0, A0, A1, A2)
+        assert all(len(partition.reducers) > 2 for partition in plan_of(world).partitions), "late ones are replaced"
 
 
 def told(world: World, hotkey: Hotkey, index: int, content: object = "", *, is_stored: bool = False) -> Reduced:
