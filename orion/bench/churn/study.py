@@ -167,12 +167,13 @@ class _Swarm:
 
     async def opening(self, not_before_s: float = 0.0) -> float:
         """Waits for the next opening of an outer step at or after that time, and says when it was."""
-        trained = True
+        _, before = await self.look()
         while True:
             _, sample = await self.look()
-            if sample.trains and not trained and sample.at_s >= not_before_s:
-                return sample.at_s
-            trained = sample.trains
+            if sample.trains and sample.outer_step > before.outer_step:
+                if sample.at_s >= not_before_s:
+                    return sample.at_s
+                before = sample
 
     def applied_at_s(self) -> tuple[float, ...]:
         """When each microbatch had been applied on every stage, as the first stage's miners told, dead ones too."""
