@@ -73,9 +73,8 @@ def _sender_bytes(config: ModelConfig, tokens: int, value_bytes: int) -> int:
     width = config.width
     match config.boundary.kind:
         case "anchored" | "resbm" if config.boundary.maps == "linear":
-            # The block's output, the encoded one before it is divided, and by what: it is, in fp32 and as compute reads
-            # it.
-            return tokens * ((width + config.boundary_width) * value_bytes + 2 * FP32_BYTES)
+            # The block's output, the encoded one before it is divided, and by what.
+            return tokens * ((width + config.boundary_width) * value_bytes + FP32_BYTES)
         case "anchored" | "resbm":
             return _unit_rms_bytes(width, tokens) + _map_bytes(config, width, tokens, value_bytes)
         case "linear":
