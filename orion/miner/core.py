@@ -182,6 +182,13 @@ class MinerCore:
         message = "logs and evidence are for hotkeys with a validator permit"
         return Refusal(code=RefusalCode.FORBIDDEN, message=message, retry_after_s=QUESTION_RETRY_S)
 
+    def refusal_of_state(self, hotkey: Hotkey, stage_index: int) -> Refusal | None:
+        """The answer to somebody who may not read this miner's anchor; None for the other members of its stage."""
+        peer = None if self._view is None else self._view.peers.get(hotkey)
+        if peer is not None and self._view is not None and peer.stage_index == stage_index == self._view.stage_index:
+            return None
+        return Refusal(code=RefusalCode.FORBIDDEN, message="anchors are handed to members of the same stage")
+
     def committed_log(self, outer_step: int) -> tuple[LogEntry, ...] | None:
         """The log behind this miner's newest commitment; None when there is none or it was forgotten."""
         return self._oplog.committed(outer_step)

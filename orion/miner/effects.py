@@ -7,7 +7,7 @@ sets; the core never waits for anything else. The exceptions end nothing: `Accep
 
 from dataclasses import dataclass
 
-from orion.common.ids import Hotkey, MicrobatchId
+from orion.common.ids import Digest, Hotkey, MicrobatchId
 from orion.common.protocol.messages import (
     Accepted,
     Cancel,
@@ -19,6 +19,7 @@ from orion.common.protocol.messages import (
     LeaseRequest,
     Manifest,
     ObjectRef,
+    Peer,
     Refusal,
     Report,
     Transfer,
@@ -137,6 +138,10 @@ class LoadAnchor:
     outer_step: int
     checkpoint: CheckpointRef | None
     """Where to start; None: at the initial parameters."""
+    agreed: Digest | None = None
+    """The digest of the anchor, where the stage's replicas have agreed on it."""
+    holders: tuple[Peer, ...] = ()
+    """Replicas that hold it: it is asked of them first, in parts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from orion.common.config import RunSpec
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
 from orion.common.net.anchor_loader import AnchorLoader
+from orion.common.net.state_fetcher import StatePeers, fetch_state
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol.keys import reduced_key
 from orion.common.protocol.messages import (
@@ -29,11 +30,12 @@ from orion.common.protocol.messages import (
     Refusal,
     RefusalCode,
     Report,
+    StateQuery,
     Uploaded,
 )
 from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
-from orion.common.train.outer import state_digest
+from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
 from orion.miner.archive import Archive
 from orion.miner.effects import (
@@ -156,10 +158,12 @@ class Hands:
         open_tokens: Callable[[], Awaitable[TokenSource]],
         on_device: Offload,
         offload: Offload = in_thread,
+        state_peers: StatePeers | None = None,
     ) -> None:
         """`anchors` should read from `objects`, so that means that are held need no fetching. `open_tokens` gets the
         run's data, once, when the first stage is assigned. `on_device` computes with the worker, one thing after the
-        other; `offload` computes anything else."""
+        other; `offload` computes anything else. `state_peers` asks other replicas for their anchor; None: only the
+        store is asked."""
         self._spec = spec
         self._hotkey = hotkey
         self._join = join
@@ -171,6 +175,7 @@ class Hands:
         self._open_tokens = open_tokens
         self._on_device = on_device
         self._offload = offload
+        self._state_peers = state_peers
 
     async def compute(self, effect: Compute) -> ComputeEnded:
         """Has the device do a job."""
@@ -236,10 +241,20 @@ class Hands:
     async def _load(self, deed: LoadAnchor) -> Ending:
         if deed.stage_index == 0 and self._worker.tokens is None:
             self._worker.tokens = await self._open_tokens()
-        state = await self._anchors.load(deed.stage_index, deed.outer_step, deed.checkpoint)
+        state = await self._from_replicas(deed)
+        if state is None:
+            state = await self._anchors.load(deed.stage_index, deed.outer_step, deed.checkpoint)
         digest = await self._on_device(partial(self._worker.load, deed.stage_index, state))
         self._objects.clear()
         return AnchorLoaded(deed.stage_index, deed.outer_step, digest)
+
+    async def _from_replicas(self, deed: LoadAnchor) -> OuterState | None:
+        """The anchor from those who hold it; None when they cannot give the whole of it: the store can."""
+        if deed.agreed is None or self._state_peers is None:
+            return None
+        wanted = StateQuery(stage_index=deed.stage_index, outer_step=deed.outer_step, state_digest=deed.agreed)
+        num_params = self._spec.stage_sizes[deed.stage_index]
+        return await fetch_state(self._state_peers, wanted, num_params, deed.holders)
 
     async def _apply(self, deed: ApplyManifest) -> Ending:
         before = self._worker.outer_state

@@ -357,7 +357,10 @@ class OuterSteps:
         checkpoint = view.stage.checkpoint
         if checkpoint is not None and checkpoint.outer_step > target:
             checkpoint = None
-        self._emit(LoadAnchor(view.stage_index, target, checkpoint))
+        # What is agreed is the anchor of the stage's own outer step; a published manifest is already beyond it.
+        agreed = view.stage.anchor_digest if target == view.stage.outer_step else None
+        holders = () if agreed is None else view.holders(self._hotkey)
+        self._emit(LoadAnchor(view.stage_index, target, checkpoint, agreed if holders else None, holders))
 
     def _fetch_merged(self, view: View, now_s: float) -> None:
         """Has what was merged brought beside the device, while that goes on with the next outer step."""

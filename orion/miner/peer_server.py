@@ -25,6 +25,7 @@ from orion.common.protocol.messages import (
     HoldsQuery,
     Refusal,
     RefusalCode,
+    StateQuery,
     Transfer,
 )
 from orion.common.protocol.records import (
@@ -39,6 +40,7 @@ from orion.miner.core import MinerCore
 from orion.miner.desk import Answer, Desk
 from orion.miner.effects import Accept, AnswerHolds, ReadBody, Refuse
 from orion.miner.events import BackwardOffered, BodyEnded, CancelArrived, ForwardOffered, HoldsAsked, StrangerAsked
+from orion.miner.state_parts import PARTS_AT_ONCE, StateParts
 
 QUESTIONS_MAX = 8
 """Logs and evidence that are being handed out at a time; validators come again."""
@@ -62,7 +64,9 @@ class PeerServer:
         cache: TensorCache,
         archive: Archive,
         monitor: BoundaryMonitor,
+        parts: StateParts | None = None,
     ) -> None:
+        """`parts`: what is handed out of the anchor; None: nothing is."""
         self._spec = spec
         self._gate = gate
         self._core = core
@@ -70,7 +74,9 @@ class PeerServer:
         self._cache = cache
         self._archive = archive
         self._monitor = monitor
+        self._parts = parts
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
+        self._part_reads = asyncio.Semaphore(PARTS_AT_ONCE)
         self.app = build_app(gate)
         add_tensor_route(self.app, routes.FORWARD, partial(self._offered, direction=Direction.ACTIVATION))
         add_tensor_route(self.app, routes.BACKWARD, partial(self._offered, direction=Direction.GRADIENT))
@@ -78,6 +84,7 @@ class PeerServer:
         self.app.router.add_post(routes.HOLDS, self._holds)
         self.app.router.add_post(routes.LOG, self._log)
         self.app.router.add_post(routes.EVIDENCE, self._evidence_body)
+        self.app.router.add_post(routes.STATE, self._state)
         self.app.router.add_get(routes.HEALTH, self._health)
 
     async def _offered(self, request: TensorRequest, direction: Direction) -> Accepted:
@@ -170,6 +177,20 @@ class PeerServer:
             if body is None:
                 raise refused(RefusalCode.NOT_FOUND, "that tensor is not kept")
             return tensor_answer(body)
+
+    async def _state(self, request: web.Request) -> web.StreamResponse:
+        """For other replicas: those who join fetch the anchor from those who hold it."""
+        sender, query = await signed_json(request, StateQuery)
+        refusal = self._core.refusal_of_state(sender, query.stage_index)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        answer = None
+        if self._parts is not None:
+            async with self._part_reads:
+                answer = await asyncio.to_thread(self._parts.answer, query)
+        if answer is None:
+            raise refused(RefusalCode.NOT_FOUND, f"does not stand on that state of outer step {query.outer_step}")
+        return tensor_answer(answer)
 
     async def _require_room(self, sender: Hotkey) -> None:
         """Refuses who is no validator, for now: a permit may have come that the feed does not show yet."""

@@ -26,6 +26,7 @@ from orion.common.net.object_client import ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.retry import RetryPolicy, retrying
 from orion.common.net.rpc import RpcClient
+from orion.common.net.state_fetcher import RpcStatePeers
 from orion.common.offload import OwnThread
 from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.messages import Join
@@ -46,6 +47,7 @@ from orion.miner.held_objects import HeldObjects
 from orion.miner.loop import MinerLoop
 from orion.miner.peer_client import PeerClient
 from orion.miner.peer_server import PeerServer
+from orion.miner.state_parts import StateParts
 from orion.miner.worker import DeviceWorker
 
 _START = RetryPolicy(attempts_max=1000, pause_s_max=5.0, total_s_max=600.0)
@@ -89,19 +91,8 @@ async def serve(
     monitor = BoundaryMonitor(rng.getrandbits(63))
     # The same hotkey may have had a process until a moment ago. Nobody asks before this one has joined.
     gate = Gate(Verifier(hotkey, succeeds_at_s=clock.now_s()), spec.digest, clock)
-    server = PeerServer(spec, gate, core=core, desk=desk, cache=cache, archive=archive, monitor=monitor)
     async with contextlib.AsyncExitStack() as stack:
         rpc = await stack.enter_async_context(RpcClient(keypair, spec.digest, clock))
-        try:
-            port = await stack.enter_async_context(serve_app(server.app, config.host, config.port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
-        url = config.public_url or f"http://{config.host}:{port}"
-        orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
-        # What is large and half there when this process ends is gone on with by the next one.
-        downloads = config.state_folder / hotkey / "downloads"
-        reading, writing = (ObjectClient(orchestrator, folder=downloads, clock=clock) for _ in range(2))
-        objects = HeldObjects(reading, writing)
         stack.callback(archive.close)
         device_thread = OwnThread("device")
         stack.callback(device_thread.close)
@@ -114,6 +105,19 @@ async def serve(
             compute_dtype=compute_dtype(device),
             device_memory_bytes=config.device_memory_bytes or _memory_bytes(device),
         )
+        server = PeerServer(
+            spec, gate, core=core, desk=desk, cache=cache, archive=archive, monitor=monitor, parts=StateParts(worker)
+        )
+        try:
+            port = await stack.enter_async_context(serve_app(server.app, config.host, config.port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+        url = config.public_url or f"http://{config.host}:{port}"
+        orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
+        # What is large and half there when this process ends is gone on with by the next one.
+        downloads = config.state_folder / hotkey / "downloads"
+        reading, writing = (ObjectClient(orchestrator, folder=downloads, clock=clock) for _ in range(2))
+        objects = HeldObjects(reading, writing)
         hands = Hands(
             spec,
             hotkey,
@@ -125,6 +129,7 @@ async def serve(
             archive=archive,
             open_tokens=partial(_open_data, orchestrator, spec, config, rng, clock),
             on_device=device_thread,
+            state_peers=RpcStatePeers(rpc, spec.time_limits.bandwidth_floor_bytes_per_s),
         )
         loop = MinerLoop(
             spec,

@@ -66,6 +66,16 @@ class View:
             if peer.stage_index == stage_index and peer.state is MemberState.ACTIVE
         )
 
+    def holders(self, asker: Hotkey) -> tuple[Peer, ...]:
+        """The other members of this stage that hold its anchor, as far as the orchestrator knows, by hotkey."""
+        return tuple(
+            peer
+            for hotkey, peer in sorted(self.peers.items())
+            if hotkey != asker
+            and peer.stage_index == self.stage_index
+            and peer.state in (MemberState.READY, MemberState.ACTIVE)
+        )
+
     def is_active(self, hotkey: Hotkey, stage_index: int) -> bool:
         """Whether that peer takes part in that stage's work."""
         peer = self.peers.get(hotkey)

@@ -63,7 +63,6 @@ async def serve(
     """Runs the orchestrator until it is cancelled; goes on where its journal ends.
 
     `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
-    `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
     another run, the port is taken, the bucket cannot be used or a checkpoint is needed and not named, DataError when
     the prepared data or the checkpoint is damaged, and whatever ends a part of it.
     """

@@ -216,5 +216,6 @@ def _stage_state(state: RunState, stage: StageProgress) -> StageState:
         deadline_s=stage.deadline_s,
         checkpoint=stage.newest_checkpoint,
         checkpoint_by=task.hotkey if task is not None and task.upload is None else None,
+        anchor_digest=stage.anchor_digest,
         trains_ahead=training_step is not None and training_step > stage.outer_step,
     )

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from orion.common.errors import TransportError
 from orion.common.ids import Hotkey
+from orion.common.net.state_fetcher import ANSWER_GRACE_S, StateRequest
 from orion.common.protocol.codec import Body
 from orion.common.protocol.entries import EntriesQuery, LedgerPage
 from orion.common.protocol.fields import UPLOADS_MAX
@@ -217,6 +218,24 @@ class SimulatedRpc:
         if len(body) > size_bytes_max:
             raise refused(RefusalCode.TOO_LARGE, f"{route}: {len(body)} bytes")
         return body
+
+
+class SimulatedStatePeers:
+    """Replicas as one process asks them for their anchor."""
+
+    async def ask_all(self, requests: Sequence[StateRequest]) -> list[bytes | TransportError | RefusedError]:
+        asks = [Ask(request.peer.hotkey, request.query, timeout_s=ANSWER_GRACE_S) for request in requests]
+        return [_state_answer(request, answer) for request, answer in zip(requests, await AskAll(asks), strict=True)]
+
+
+def _state_answer(request: StateRequest, answer: object | None) -> bytes | TransportError | RefusedError:
+    try:
+        body = expect(answer, bytes, "state")
+    except (TransportError, RefusedError) as error:
+        return error
+    if len(body) > request.size_bytes_max:
+        return refused(RefusalCode.TOO_LARGE, f"state: {len(body)} bytes")
+    return body
 
 
 def _checked(ref: ObjectRef, body: bytes) -> bytearray:

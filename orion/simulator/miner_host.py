@@ -24,6 +24,7 @@ from orion.common.protocol.messages import (
     Join,
     Refusal,
     RefusalCode,
+    StateQuery,
 )
 from orion.common.protocol.records import (
     EvidenceRequest,
@@ -65,8 +66,15 @@ from orion.miner.hands import Deed, Ending, Hands, failed, size_bytes_max
 from orion.miner.held_objects import HeldObjects
 from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.peer_client import PeerClient
+from orion.miner.state_parts import StateParts
 from orion.miner.worker import DeviceWorker
-from orion.simulator.clients import SimulatedObjects, SimulatedOrchestrator, SimulatedRpc, TensorSent
+from orion.simulator.clients import (
+    SimulatedObjects,
+    SimulatedOrchestrator,
+    SimulatedRpc,
+    SimulatedStatePeers,
+    TensorSent,
+)
 from orion.simulator.clock import Timer
 from orion.simulator.device import Device
 from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, Ask, Host, Pause
@@ -101,6 +109,7 @@ class MinerHost(Host):
         self.monitor = BoundaryMonitor(world.rng(f"monitor {hotkey} {incarnation}").getrandbits(63))
         self.worker = self.make_worker()
         self.core = self.make_core(world.rng(f"miner {hotkey} {incarnation}"))
+        self.parts = self.make_parts()
         self._hands = self._make_hands(stage_wish)
         self._peers = PeerClient(world.spec, SimulatedRpc(hotkey), self.cache, world.clock)
         self._offers: dict[int, tuple[TensorSent, Respond]] = {}
@@ -137,6 +146,10 @@ class MinerHost(Host):
     def make_orchestrator(self) -> SimulatedOrchestrator:
         """What asks the orchestrator."""
         return SimulatedOrchestrator()
+
+    def make_parts(self) -> StateParts:
+        """What hands out the anchor."""
+        return StateParts(self.worker)
 
     def make_archive(self) -> MemoryArchive:
         """What keeps logs and evidence."""
@@ -181,6 +194,8 @@ class MinerHost(Host):
             case Cancel():
                 respond(Done(), MESSAGE_BYTES)
                 self.handle(CancelArrived(Hotkey(source), request))
+            case StateQuery():
+                self._answer_state(Hotkey(source), request, respond)
             case LogRequest() | EvidenceRequest() if refusal := self.core.refusal_of_question(Hotkey(source)):
                 respond(refusal, MESSAGE_BYTES)
                 self.handle(StrangerAsked())
@@ -211,6 +226,7 @@ class MinerHost(Host):
             open_tokens=open_tokens,
             on_device=in_place,
             offload=self.make_offload(),
+            state_peers=SimulatedStatePeers(),
         )
 
     def _carry_out(self, effect: Effect) -> None:
@@ -328,6 +344,14 @@ class MinerHost(Host):
         return None
 
     # --- validators ---------------------------------------------------------------------------------------------------
+
+    def _answer_state(self, source: Hotkey, query: StateQuery, respond: Respond) -> None:
+        refusal = self.core.refusal_of_state(source, query.stage_index)
+        body = None if refusal is not None else self.parts.answer(query)
+        if body is None:
+            respond(refusal or Refusal(code=RefusalCode.NOT_FOUND, message="stands elsewhere"), MESSAGE_BYTES)
+        else:
+            respond(body, MESSAGE_BYTES + len(body))
 
     def _answer_log(self, request: LogRequest, respond: Respond) -> None:
         log = self.core.log_answer(request)

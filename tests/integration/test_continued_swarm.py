@@ -17,19 +17,6 @@ from orion.common.net.checkpoint_folder import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("processes")]
 
-RUN_FILE = """
-run_id = "one-at-a-time"
-seed = 1
-num_stages = 2
-replicas = 1
-outer_steps = 3
-inner_steps = 3
-microbatches_per_step = 2
-model = { preset = "nano" }
-data = { source = "kjv", tokenizer = "bpe:512", sequence_length = 32, sequences_per_microbatch = 4 }
-flow = { in_flight_max = 1 }
-"""
-
 
 def orion(*arguments: object) -> dict[str, object]:
     """What a command says on its last line."""
@@ -41,32 +28,31 @@ def orion(*arguments: object) -> dict[str, object]:
     return answer
 
 
-def test_a_run_goes_on_with_fresh_processes_bit_for_bit(tmp_path: Path) -> None:
-    """One microbatch is in flight at a time, so that the order of work follows from the run."""
-    run_file, home = tmp_path / "run.toml", tmp_path / "orion"
-    run_file.write_text(RUN_FILE)
-    whole = orion("up", run_file, "--folder", home)
-    assert whole["outer_steps"] == 3
-
-    (state,) = (home / "runs").iterdir()
-    left = tmp_path / "left"
-    exported = orion("export", "--checkpoint", state, "--out", left, "--outer-step", 1, "--resumable")
-    assert exported["layout"] == "resumable"
-    gone_on = orion("up", "--from", left, "--folder", tmp_path / "elsewhere")
-
-    assert (gone_on["first_outer_step"], gone_on["outer_steps"]) == (1, 3)
-    assert gone_on["microbatches_applied"] == 2 * 3 * 2
-    before, after = (read_checkpoint(Path(str(outcome["checkpoint"]))).checkpoint for outcome in (whole, gone_on))
-    assert before.outer_step == after.outer_step == 3
-    assert before.next_data_id == after.next_data_id == 3 * 3 * 2, "the data went on where it had stopped"
-    assert [ref.state_digest for ref in before.stages] == [ref.state_digest for ref in after.stages]
-    assert gone_on["verdicts_failed"] == 0
-    assert gone_on["heldout_loss"] == whole["heldout_loss"]
-
-
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
+
+
+async def test_a_run_goes_on_with_fresh_processes_bit_for_bit(tmp_path: Path, data_root: Path) -> None:
+    """One microbatch is in flight at a time, so that the order of work follows from the run."""
+    spec = small_run(replicas=1, inner_steps=3, flow={"in_flight_max": 1}, validation={"answer_s": 2.0})
+    async with running_swarm(tmp_path, data_root, spec) as swarm:
+        whole = (await status_when(swarm, lambda status: status.finished)).checkpoint
+    assert whole is not None and whole.outer_step == spec.outer_steps == 3
+
+    left = tmp_path / "left"
+    arguments = ("--checkpoint", tmp_path / "run", "--out", left, "--outer-step", 1, "--resumable")
+    exported = await asyncio.to_thread(orion, "export", *arguments)
+    assert exported["layout"] == "resumable"
+    gone_on = await asyncio.to_thread(orion, "up", "--from", left, "--folder", tmp_path / "elsewhere")
+
+    assert (gone_on["first_outer_step"], gone_on["outer_steps"]) == (1, 3)
+    assert gone_on["microbatches_applied"] == 2 * 3 * 2
+    assert gone_on["verdicts_failed"] == 0
+    again = read_checkpoint(Path(str(gone_on["checkpoint"]))).checkpoint
+    assert whole.outer_step == again.outer_step
+    assert whole.next_data_id == again.next_data_id == 3 * 3 * 2, "the data went on where it had stopped"
+    assert [ref.state_digest for ref in whole.stages] == [ref.state_digest for ref in again.stages]
 
 
 async def test_a_swarm_of_which_everything_was_killed_resumes_from_its_last_outer_step(

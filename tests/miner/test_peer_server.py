@@ -18,6 +18,7 @@ from orion.common.ids import PROTOCOL_VERSION, DataId, Direction, Hotkey, Member
 from orion.common.net.aiohttp_server import serve
 from orion.common.net.gate import Gate
 from orion.common.net.rpc import RpcClient
+from orion.common.net.state_fetcher import RpcStatePeers, fetch_state
 from orion.common.protocol import routes
 from orion.common.protocol.codec import Body, activation_spec, encode
 from orion.common.protocol.messages import (
@@ -25,8 +26,10 @@ from orion.common.protocol.messages import (
     Cancel,
     Done,
     Joined,
+    Peer,
     Refusal,
     RefusalCode,
+    StateQuery,
     Transfer,
 )
 from orion.common.protocol.records import (
@@ -37,6 +40,8 @@ from orion.common.protocol.records import (
 from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, NonceSource, Verifier, keypair_from_uri, sign_request
 from orion.common.protocol.signing import hotkey_of as hotkey_of_key
+from orion.common.train.anchor import initial_anchor
+from orion.common.train.outer import OuterState, state_digest
 from orion.miner.boundary_monitor import BoundaryMonitor
 from orion.miner.cache import Slot, TensorCache
 from orion.miner.core import MinerCore
@@ -55,9 +60,13 @@ from orion.miner.events import (
 )
 from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 from orion.miner.peer_server import PeerServer
+from orion.miner.state_parts import StateParts
 
 SPEC = make_spec(3)
-SENDER, RECEIVER, STRANGER = (keypair_from_uri(f"//miner/{name}") for name in ("sender", "receiver", "stranger"))
+SENDER, RECEIVER, STRANGER, FELLOW = (
+    keypair_from_uri(f"//miner/{name}") for name in ("sender", "receiver", "stranger", "fellow")
+)
+"""The fellow is a replica of the receiver's stage."""
 
 NONCES = NonceSource()
 
@@ -76,6 +85,8 @@ class Running:
         self.world = World(SPEC, self.hotkey, 1)
         self.world.everybody[0] = hotkey_of_key(SENDER)
         self.world.everybody[2] = self.hotkey
+        self.world.everybody[3] = hotkey_of_key(FELLOW)
+        self.outer_state: OuterState | None = initial_anchor(SPEC, 1)
         self.effects: list[Effect] = []
         self.url = ""
         self.server: PeerServer
@@ -127,7 +138,14 @@ async def running_miner() -> AsyncIterator[Running]:
     miner = Running()
     gate = Gate(Verifier(miner.hotkey), SPEC.digest, miner.clock)
     server = PeerServer(
-        SPEC, gate, core=miner.core, desk=miner.desk, cache=miner.cache, archive=miner.evidence, monitor=miner.monitor
+        SPEC,
+        gate,
+        core=miner.core,
+        desk=miner.desk,
+        cache=miner.cache,
+        archive=miner.evidence,
+        monitor=miner.monitor,
+        parts=StateParts(miner),
     )
     miner.server = server
     pumping = asyncio.create_task(miner.pump())
@@ -403,6 +421,28 @@ async def test_a_stranger_cancels_nothing(miner: Running) -> None:
 
     assert caught.value.code is RefusalCode.FORBIDDEN
     assert miner.num_held == 1
+
+
+async def fetched_by(keypair: Keypair, miner: Running, wanted: StateQuery) -> OuterState | None:
+    peer = Peer(hotkey=miner.hotkey, url=miner.url, stage_index=1, state=MemberState.ACTIVE)
+    async with RpcClient(keypair, SPEC.digest) as rpc:
+        return await fetch_state(RpcStatePeers(rpc, 1e6), wanted, SPEC.stage_sizes[1], [peer])
+
+
+async def test_a_replica_of_the_stage_reads_the_anchor_and_nobody_else_does(miner: Running) -> None:
+    assert miner.outer_state is not None
+    wanted = StateQuery(stage_index=1, outer_step=0, state_digest=state_digest(miner.outer_state))
+    fetched = await fetched_by(FELLOW, miner, wanted)
+    assert fetched is not None and state_digest(fetched) == wanted.state_digest
+    for keypair in (SENDER, STRANGER):
+        assert await fetched_by(keypair, miner, wanted) is None
+    for other in ({"outer_step": 1}, {"state_digest": STATE_DIGEST}, {"stage_index": 2}):
+        assert await fetched_by(FELLOW, miner, wanted.model_copy(update=other)) is None
+    async with RpcClient(FELLOW, SPEC.digest) as rpc:
+        with pytest.raises(RefusedError) as caught:
+            beyond = wanted.model_copy(update={"part_index": 16_000})
+            await rpc.fetch_tensor(miner.url, miner.hotkey, routes.STATE, beyond, size_bytes_max=100, timeout_s=5.0)
+    assert caught.value.code is RefusalCode.NOT_FOUND
 
 
 async def test_health_needs_no_signature(miner: Running) -> None:

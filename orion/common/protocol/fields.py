@@ -20,6 +20,8 @@ PART_URLS_MAX = 64
 """Parts of one object that are granted at a time: a gigabyte or more."""
 OBJECT_PARTS_MAX = 10_000
 """Parts of one object, which is what S3 takes."""
+STATE_PARTS_MAX = 16_384
+"""Parts of a stage's anchor and momentum: enough for 60 billion parameters in one stage."""
 BOUNDARY_PEERS_MAX = 256
 """Neighbours that a miner reports on, both directions together; the busiest when there are more."""
 BOUNDARY_PAGE_MAX = 64

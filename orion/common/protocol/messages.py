@@ -21,6 +21,7 @@ from orion.common.protocol.fields import (
     PARTITIONS_MAX,
     STAGES_MAX,
     STALENESS_MAX,
+    STATE_PARTS_MAX,
     UPLOADS_MAX,
     VALIDATORS_MAX,
     Blake3,
@@ -311,6 +312,8 @@ class StageState(Message):
     """The newest durable one; None = the anchor of outer step 0, which follows from the run's seed."""
     checkpoint_by: Ss58 | None
     """Who is asked to upload the anchor of this outer step now."""
+    anchor_digest: Blake3 | None = None
+    """`state_digest` of this outer step's anchor, as the replicas agreed on it; None at the start of a run."""
     trains_ahead: bool = False
     """Overlapped runs: work of the next outer step is taken while this one is uploaded and merged."""
 
@@ -494,6 +497,28 @@ class Cancel(Message):
     microbatch_id: Microbatch
     outer_step: Step
     reason: Text
+
+
+class StateQuery(Message):
+    """Asks a replica for the anchor and momentum that it stands on: for the outline, or for one part.
+
+    An outline is a `StateOutline`; a part is raw bytes (`orion.common.train.outer.part_bytes`). Refused with NOT_FOUND
+    by who stands elsewhere.
+    """
+
+    kind: Literal["state_query"] = "state_query"
+    stage_index: StageIndex
+    outer_step: Step
+    state_digest: Blake3
+    part_index: Annotated[int, Field(ge=0, lt=STATE_PARTS_MAX)] | None = None
+    """None: the outline."""
+
+
+class StateOutline(Message):
+    """The digests of a state's parts, in order; they add up to the state's digest."""
+
+    kind: Literal["state_outline"] = "state_outline"
+    parts: Annotated[tuple[Blake3, ...], Field(min_length=1, max_length=STATE_PARTS_MAX)]
 
 
 class HoldsQuery(Message):

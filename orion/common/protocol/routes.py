@@ -42,6 +42,7 @@ CANCEL: Final = "/v1/cancel"
 HOLDS: Final = "/v1/holds"
 LOG: Final = "/v1/log"
 EVIDENCE: Final = "/v1/evidence"
+STATE: Final = "/v1/state"
 
 # Everybody
 HEALTH: Final = "/healthz"

@@ -12,7 +12,7 @@ Letters in names: N flat parameters of a stage (or of a slice of it).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,11 @@ _NORM_CHUNK_PARAMS = 1 << 20
 _TRIM_CHUNK_PARAMS = 1 << 18
 """Values that are sorted at a time: 1 MiB of fp32 for each contribution."""
 
-_DIGEST_CHUNK_PARAMS = 1 << 22
-"""16 MiB of fp32: what a digest copies to host memory at a time when the state lies on an accelerator."""
+_PART_PARAMS_MAX = 1 << 22
+"""32 MiB of anchor and momentum: what is copied to host memory, or travels, at a time."""
+_PART_PARAMS_MIN = 1 << 10
+_PARTS_WANTED = 16
+"""Of a small state, so that it too can come from several replicas."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,21 +173,48 @@ def contribution_check(tensor_N: Tensor, norm_bound: float) -> str | None:
     return None
 
 
-def state_digest(state: OuterState) -> Digest:
-    """blake3 over outer step, length, anchor and momentum, in this order, numbers little-endian.
+def state_bounds(num_params: int) -> list[tuple[int, int]]:
+    """The parts of a state of so many parameters, as half-open ranges in order. A function of the length alone."""
+    size = min(_PART_PARAMS_MAX, max(_PART_PARAMS_MIN, -(-num_params // _PARTS_WANTED)))
+    return [(start, min(start + size, num_params)) for start in range(0, num_params, size)]
 
-    Equal digests mean byte-identical states. The anchor alone decides what is trained, but two replicas with different
-    momentum would part at the next outer step, so both are in it.
-    """
+
+def part_bytes(state: OuterState, start: int, end: int) -> bytes:
+    """A part as it is digested and handed on: the anchor's bytes, then the momentum's, fp32 little-endian."""
+    part = state.slice(start, end)
+    return b"".join(_host_bytes(tensor_N) for tensor_N in (part.anchor_N, part.momentum_N))
+
+
+def state_outline(state: OuterState) -> tuple[Digest, ...]:
+    """blake3 of every part."""
+    found = []
+    for start, end in state_bounds(state.anchor_N.numel()):
+        part, hasher = state.slice(start, end), blake3()
+        for tensor_N in (part.anchor_N, part.momentum_N):
+            hasher.update(_host_bytes(tensor_N))
+        found.append(Digest(hasher.hexdigest()))
+    return tuple(found)
+
+
+def outline_digest(outer_step: int, num_params: int, parts: Sequence[Digest]) -> Digest:
+    """The digest of the state whose parts have these digests: over outer step, length and the parts, little-endian."""
     hasher = blake3()
-    hasher.update(state.outer_step.to_bytes(8, "little"))
-    hasher.update(state.anchor_N.numel().to_bytes(8, "little"))
-    for tensor_N in (state.anchor_N, state.momentum_N):
-        for chunk in _host_bytes(tensor_N):
-            hasher.update(chunk)
+    hasher.update(outer_step.to_bytes(8, "little"))
+    hasher.update(num_params.to_bytes(8, "little"))
+    for part in parts:
+        hasher.update(bytes.fromhex(part))
     return Digest(hasher.hexdigest())
 
 
-def _host_bytes(tensor_N: Tensor) -> Iterator[memoryview]:
-    for chunk_N in torch.split(tensor_N.detach(), _DIGEST_CHUNK_PARAMS):
-        yield chunk_N.cpu().contiguous().numpy().data.cast("B")
+def state_digest(state: OuterState) -> Digest:
+    """Covers outer step, length, anchor and momentum, through the digests of the parts.
+
+    Equal digests mean byte-identical states. The anchor alone decides what is trained, but two replicas with different
+    momentum would part at the next outer step, so both are in it. As it is made of the parts' digests, whoever knows it
+    can check a list of these, and with that every single part, whoever hands it over.
+    """
+    return outline_digest(state.outer_step, state.anchor_N.numel(), state_outline(state))
+
+
+def _host_bytes(tensor_N: Tensor) -> memoryview:
+    return tensor_N.detach().cpu().contiguous().numpy().data.cast("B")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +18,11 @@ from orion.common.train.outer import (
     contribution_norm,
     initial_outer_state,
     momentum_at,
+    outline_digest,
+    part_bytes,
+    state_bounds,
     state_digest,
+    state_outline,
     weighted_mean_in_order,
 )
 
@@ -49,7 +54,7 @@ def test_golden_digest_of_bytes() -> None:
     for step in range(4):
         state = apply_outer_step(state, (ramp_N - 0.5) * (step + 1), CONFIG)
 
-    assert state_digest(state) == "1d0ef83649442d7ee01028ba5c9637969ddc0bb172e14ddbca79e2a092682e19"
+    assert state_digest(state) == "d1dbc80e86677ebf7371db62879732363cf0f20628bf00536bc0ec6700a3f47c"
 
 
 def test_plain_averaging_is_the_step_without_momentum() -> None:
@@ -117,6 +122,22 @@ def test_digest_covers_anchor_momentum_and_step() -> None:
 
     assert len(digests) == 4
     assert state_digest(OuterState(state.anchor_N.clone(), state.momentum_N.clone(), 5)) in digests
+
+
+@pytest.mark.parametrize("num_params", [1, 1023, 1024, 1025, 16 * 1024 + 5, 100_000])
+def test_a_state_is_its_parts_and_each_can_be_checked_by_itself(num_params: int) -> None:
+    state = OuterState(random_N(1, num_params), random_N(2, num_params), 5)
+    bounds, outline = state_bounds(num_params), state_outline(state)
+
+    assert [start for start, _ in bounds[1:]] == [end for _, end in bounds[:-1]]
+    assert (bounds[0][0], bounds[-1][1]) == (0, num_params)
+    assert len(outline) == len(bounds) <= 18
+    assert state_digest(state) == outline_digest(5, num_params, outline)
+    for (start, end), digest in zip(bounds, outline, strict=True):
+        body = part_bytes(state, start, end)
+        assert blake3(body).hexdigest() == digest
+        both_N = torch.frombuffer(bytearray(body), dtype=torch.float32)
+        assert torch.equal(both_N, torch.cat([state.anchor_N[start:end], state.momentum_N[start:end]]))
 
 
 def test_momentum_warms_up_linearly() -> None:
