@@ -19,6 +19,7 @@ from orion.common.config import FlowLimits, RunSpec, TimeLimits, ValidationRules
 from orion.common.ids import Phase
 from orion.common.model.config import ModelConfig
 from orion.common.model.stage import Stage
+from orion.common.train.compress import CodecName
 from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.data_config import DataConfig
 from orion.common.train.engine import StageEngine
@@ -43,8 +44,14 @@ LOSS_RATIO_MAX = 1.01
 BLOCKING_SHARE = (0.15, 0.20)
 """Of a blocking run's time that merging should take, so that there is something to hide."""
 
-ModeName = Literal["blocking", "overlapped", "overlapped_int8"]
-MODES: tuple[ModeName, ...] = ("blocking", "overlapped", "overlapped_int8")
+ModeName = Literal["blocking", "overlapped", "overlapped_int8", "overlapped_topk"]
+MODES: tuple[ModeName, ...] = ("blocking", "overlapped", "overlapped_int8", "overlapped_topk")
+_CODECS: dict[ModeName, CodecName] = {
+    "blocking": "none",
+    "overlapped": "none",
+    "overlapped_int8": "int8",
+    "overlapped_topk": "topk",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +213,7 @@ def spec_of(workload: Workload, mode: ModeName) -> RunSpec:
         inner_steps=workload.inner_steps,
         microbatches_per_step=workload.microbatches_per_step,
         sync="blocking" if mode == "blocking" else "overlapped",
-        codec="int8" if mode == "overlapped_int8" else "none",
+        codec=_CODECS[mode],
         inner=InnerConfig(optimizer="adamw", schedule=schedule),
         outer=OuterConfig(),
         time_limits=TimeLimits(train_s=3600.0, transfer_grace_s=600.0, microbatch_s=600.0, member_s=60.0),

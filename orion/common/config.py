@@ -157,8 +157,9 @@ class RunSpec(Section):
     uploaded and merged, and ends no sooner than that is applied."""
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
-    codec: Literal["none", "bf16", "int8"] = "none"
-    """How pseudo-gradients are encoded for upload."""
+    codec: Literal["none", "bf16", "int8", "topk"] = "none"
+    """How pseudo-gradients are encoded for upload. `topk` sends 1.6 % of the values, in two bits, and adds what it did
+    not send to the next upload."""
     mean: Literal["weighted", "trimmed"] = "weighted"
     """How contributions become a mean (`orion.common.protocol.reduction.MeanRule`); `trimmed` needs five replicas to
     make a difference."""

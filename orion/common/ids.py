@@ -81,3 +81,5 @@ class Operation(StrEnum):
     """Overlapped runs: the outer step was begun on the anchor before it, less what the miner itself uploaded there."""
     TAKE_MERGED = "take_merged"
     """Overlapped runs: the anchor of the outer step came, and what it differs by from that beginning was added."""
+    ENCODE = "encode"
+    """In no log: names, as evidence, what the run's codec has lost of a miner's uploads up to an outer step."""

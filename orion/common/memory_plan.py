@@ -33,7 +33,7 @@ SEND_BUFFER_BYTES = 1 << 20
 """What a socket and its writer hold of one body that is being sent or read."""
 TRIPS_MAX = 3
 """Of a data id, before it is given up; bounds what one outer step can make a miner compute."""
-_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256}
+_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256, "topk": 116.0 / 4096}
 
 
 @dataclass(frozen=True, slots=True)

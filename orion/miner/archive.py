@@ -54,6 +54,14 @@ class Evidence(Protocol):
         """The next operation of the log, with its bodies as far as it has any."""
         ...
 
+    def keep_error(self, outer_step: int, body: Body) -> None:
+        """Makes the error state after the upload of an outer step durable. Raises DataError when it cannot be."""
+        ...
+
+    def error(self, outer_step: int) -> bytes | None:
+        """That error state; None when it is not kept (any more). It is handed out by `error_request` too."""
+        ...
+
 
 class Archive(Evidence, Protocol):
     """Logs and tensors of the newest outer steps. Called from several threads."""
@@ -99,6 +107,13 @@ def evidence_request(outer_step: int, microbatch_id: MicrobatchId, operation: Op
     """The name of a body; `side` is "input" or "output"."""
     return EvidenceRequest.model_validate(
         {"outer_step": outer_step, "microbatch_id": microbatch_id, "operation": operation, "side": side}
+    )
+
+
+def error_request(outer_step: int) -> EvidenceRequest:
+    """The name of the error state after the upload of an outer step."""
+    return EvidenceRequest(
+        outer_step=outer_step, microbatch_id=MicrobatchId(0), operation=Operation.ENCODE, side="output"
     )
 
 

@@ -98,6 +98,7 @@ class DiskArchive:
         """Removes everything: the run is over and nobody may ask any more. Nothing can be written afterwards."""
         with self._lock:
             paths = [self._path(outer_step) for outer_step in self._files]
+            paths += self._folder.glob("*.error")
         for path in paths:
             path.unlink(missing_ok=True)
         self.close()
@@ -138,7 +139,32 @@ class DiskArchive:
             ) from error
         return commitment
 
+    def keep_error(self, outer_step: int, body: Body) -> None:
+        path = self._error_path(outer_step)
+        try:
+            # Whole or not at all: a process may end in the middle.
+            with path.with_suffix(".part").open("wb") as file:
+                for chunk in body.chunks(_CHUNK_BYTES):
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".part").replace(path)
+            _sync_folder(self._folder)
+            steps = {int(kept.stem): kept for kept in self._folder.glob("*.error")}
+            for old in outdated(steps):
+                steps[old].unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot write to {self._folder}: {error.strerror}; make room") from error
+
+    def error(self, outer_step: int) -> bytes | None:
+        try:
+            return self._error_path(outer_step).read_bytes()
+        except FileNotFoundError:
+            return None
+
     def get(self, request: EvidenceRequest) -> bytes | None:
+        if request.operation is Operation.ENCODE:
+            return self.error(request.outer_step)
         with self._lock:
             place, file = self._places.get(request), self._files.get(request.outer_step)
             if place is None or file is None:
@@ -149,6 +175,9 @@ class DiskArchive:
         return self._kept
 
     # --- files --------------------------------------------------------------------------------------------------------
+
+    def _error_path(self, outer_step: int) -> Path:
+        return self._folder / f"{outer_step:010d}.error"
 
     def _path(self, outer_step: int) -> Path:
         return self._folder / f"{outer_step:010d}.log"

@@ -71,6 +71,8 @@ class EncodePseudoGradient:
     """Encodes anchor minus parameters, one body per partition, into the outbox. Ends as `PseudoGradientEncoded`."""
 
     outer_step: int
+    adds_error: bool = False
+    """What the upload of the outer step before has lost is added: that upload was merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class PseudoGradientEncoded:
     outer_step: int
     objects: tuple[ObjectRef, ...]
     """In the order of the partitions; empty when it cannot be encoded because it is not finite."""
+    error_digest: Digest | None = None
+    """Of the error state that it leaves behind, which is on disk; None where the codec has none."""
     goes_on: bool = False
     """Overlapped runs: the engine stands at the beginning of the next outer step, less what was encoded."""
 

@@ -25,6 +25,8 @@ class LocalStep:
     """Nothing more is computed in it and its log is closed."""
     objects: tuple[ObjectRef, ...] | None = None
     """The encoded pseudo-gradient; None before it is encoded."""
+    error_digest: Digest | None = None
+    """Of the error state that encoding left behind."""
     is_announced: bool = False
     """The orchestrator was told what it is."""
     is_uploading: bool = False

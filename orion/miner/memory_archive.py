@@ -24,6 +24,8 @@ class MemoryDisk:
     """What outlives a simulated process."""
 
     steps: dict[int, _Durable] = field(default_factory=dict)
+    errors: dict[int, bytes] = field(default_factory=dict)
+    """Error states by outer step."""
 
 
 class MemoryArchive:
@@ -70,7 +72,17 @@ class MemoryArchive:
             del steps[old]
         return commitment
 
+    def keep_error(self, outer_step: int, body: Body) -> None:
+        self._disk.errors[outer_step] = body.tobytes()
+        for old in outdated(self._disk.errors):
+            del self._disk.errors[old]
+
+    def error(self, outer_step: int) -> bytes | None:
+        return self._disk.errors.get(outer_step)
+
     def get(self, request: EvidenceRequest) -> bytes | None:
+        if request.operation is Operation.ENCODE:
+            return self.error(request.outer_step)
         step = self._disk.steps.get(request.outer_step)
         return None if step is None else step.bodies.get(request)
 

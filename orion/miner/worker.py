@@ -20,7 +20,7 @@ from orion.common.config import RunSpec
 from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId, Operation
 from orion.common.memory_plan import StagePlan, plan_stages
 from orion.common.model.stage import Stage
-from orion.common.protocol.codec import Body, encode
+from orion.common.protocol.codec import Body, body_size, decode, encode, error_spec
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
 from orion.common.protocol.messages import ObjectRef
 from orion.common.protocol.reduction import encode_slice_and_read
@@ -134,8 +134,8 @@ class DeviceWorker:
                 report = self._current.inner_step(inner_step_index, share)
                 self._keep_evidence(Operation.INNER_STEP)
                 return InnerStepDone(report.num_microbatches, report.refused_reason)
-            case EncodePseudoGradient(outer_step):
-                return self._encode_pseudo_gradient(outer_step)
+            case EncodePseudoGradient(outer_step, adds_error):
+                return self._encode_pseudo_gradient(outer_step, adds_error=adds_error)
             case TakeMerged(outer_step):
                 return self._take_merged(outer_step)
 
@@ -269,17 +269,23 @@ class DeviceWorker:
         self._cache.put(microbatch_id, slot, Parcel(tensors, body))
         return body
 
-    def _encode_pseudo_gradient(self, outer_step: int) -> PseudoGradientEncoded:
+    def _encode_pseudo_gradient(self, outer_step: int, *, adds_error: bool) -> PseudoGradientEncoded:
         assert self._outer_step == outer_step, f"the engine stands at outer step {self._outer_step}"
         self.outbox = {}
         values_N = self._pseudo_gradient_N()
         if not bool(values_N.isfinite().all()):
             return PseudoGradientEncoded(outer_step, ())
         read_N = torch.empty_like(values_N)
+        errors: list[torch.Tensor] = []
+        error_N = self._error(outer_step - 1, values_N.numel()) if adds_error else None
         for partition in partition_bounds(values_N.numel(), self._spec.num_partitions):
             key = pseudo_gradient_key(outer_step, self._stage_index, self._hotkey, partition.index)
             part = slice(partition.start, partition.end)
-            self.outbox[key], read_N[part] = encode_slice_and_read(self._spec.codec, values_N[part])
+            error_part = None if error_N is None else error_N[part]
+            self.outbox[key], read_N[part], lost = encode_slice_and_read(self._spec.codec, values_N[part], error_part)
+            if lost is not None:
+                errors.append(lost)
+        error_digest = self._keep_error(outer_step, torch.cat(errors)) if errors else None
         objects = tuple(
             ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
         )
@@ -288,7 +294,21 @@ class DeviceWorker:
             self._current.begin_ahead(ahead_start(self._current.outer_state, read_N))
             self._held.clear()
             self._is_fresh, self._is_ahead, self.merged = True, True, None
-        return PseudoGradientEncoded(outer_step, objects, goes_on)
+        return PseudoGradientEncoded(outer_step, objects, error_digest, goes_on)
+
+    def _keep_error(self, outer_step: int, error_N: torch.Tensor) -> Digest:
+        """What encoding has lost outlives this process: the next upload adds it, and validators ask for it."""
+        body = encode({"error": error_N})
+        self._evidence.keep_error(outer_step, body)
+        return body.digest
+
+    def _error(self, outer_step: int, num_params: int) -> torch.Tensor | None:
+        """The error state that the upload of that outer step left; None where the codec has none, or it is lost."""
+        expected = error_spec(num_params)
+        found = self._evidence.error(outer_step)
+        if found is None or len(found) != body_size(expected):
+            return None
+        return decode(bytearray(found), expected, len(found))["error"]
 
     def _take_merged(self, outer_step: int) -> MergedTaken:
         merged = self.merged

@@ -10,8 +10,8 @@ from orion.common.config import RunSpec
 from orion.common.ledger.work import microbatch_flops
 from orion.common.model.sizes import stage_size
 
-_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256}
-"""Of a pseudo-gradient by codec; int8 has one fp32 scale per 256 values."""
+_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256, "topk": 116.0 / 4096}
+"""Of a pseudo-gradient by codec; int8 has one fp32 scale per 256 values, top-k 116 bytes for each 4,096."""
 _MEAN_BYTES_PER_PARAM = 4
 _CHECKPOINT_BYTES_PER_PARAM = 8
 """fp32 anchor and fp32 outer momentum."""

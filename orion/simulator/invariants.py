@@ -146,7 +146,7 @@ class Invariants:
                 self._applied(host, microbatch_id)
             case miner_events.BackwardDone(microbatch_id, _):
                 self._applied(host, microbatch_id)
-            case miner_events.PseudoGradientEncoded(outer_step, _, True):
+            case miner_events.PseudoGradientEncoded(outer_step, goes_on=True):
                 self._goes_on(host, outer_step)
             case miner_events.MergedTaken(outer_step):
                 self._takes_merged(host, outer_step)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from orion.common.config import FlowLimits, RunSpec, TimeLimits, ValidationRules
 from orion.common.model.config import BoundaryConfig, ModelConfig
+from orion.common.train.compress import CodecName
 from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.data_config import DataConfig
 from orion.common.train.schedule import InnerSchedule
@@ -46,6 +47,7 @@ def tiny_spec(
     whole_share: float = 0.5,
     seed: int = 1,
     sync: Literal["blocking", "overlapped"] = "blocking",
+    codec: CodecName = "none",
 ) -> RunSpec:
     """A run of the tiny model, with time limits that fit its devices (tenths of a second for a microbatch)."""
     return RunSpec(
@@ -59,6 +61,7 @@ def tiny_spec(
         inner_steps=inner_steps,
         microbatches_per_step=microbatches_per_step,
         sync=sync,
+        codec=codec,
         num_partitions=3,
         inner=InnerConfig(
             optimizer="adamw",

@@ -23,11 +23,12 @@ from orion.common.protocol.codec import encode
 from orion.common.protocol.messages import Commitment, Contribution
 from orion.common.protocol.records import CommittedLog, LogRequest
 from orion.common.train.outer import OuterState, state_digest
-from orion.validator.events import LogProof, ReplayOperation, ReplayResult, ReplayTask, TensorBody
+from orion.validator.events import ErrorStates, LogProof, ReplayOperation, ReplayResult, ReplayTask, TensorBody
 from orion.validator.log_check import Position, log_fault
 from orion.validator.replay import TokenSource, replay
 
 _RECORD = "bundle.json"
+_ERRORS = "errors.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,16 @@ class BundleShelf:
         spec: RunSpec,
         tokens: TokenSource | None,
         ahead_N: torch.Tensor | None = None,
+        errors: ErrorStates | None = None,
     ) -> Path | None:
         """Writes a bundle of what `replay` was given and found; None if it alone exceeds the budget. Raises OSError."""
         folder = self._folder / f"{task.outer_step:08d}-{task.miner}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _write(folder, task, state=state, uploaded=uploaded, ahead_N=ahead_N, result=result, spec=spec, tokens=tokens)
+        if errors is not None:
+            named = {"before": errors.before_N, "after": errors.after_N}
+            save_file({name: error_N for name, error_N in named.items() if error_N is not None}, folder / _ERRORS)
         for old in sorted(self._folder.iterdir()):
             if self._size_bytes() <= self._bytes_max:
                 break
@@ -83,13 +88,14 @@ def confirm(folder: Path) -> Confirmation:
             CommittedLog.model_validate_json(json.dumps(record["log"])),
         )
         task, state, ahead_N, uploaded, tokens = _read(folder, record, proof)
+        errors = _read_errors(folder)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{folder} is no bundle: {error}") from error
     position = Position(task.stage_index, spec.num_stages)
     fault = log_fault(proof.commitments, proof.request, proof.log, position, spec)
     if fault is not None:
         return Confirmation(False, f"the log is not the committed one: {fault}")
-    if (mismatch := _foreign_body(task)) is not None:
+    if (mismatch := _foreign_body(task) or _foreign_error(task, errors)) is not None:
         return Confirmation(False, mismatch)
     result = replay(
         task,
@@ -100,6 +106,7 @@ def confirm(folder: Path) -> Confirmation:
         compute_dtype=torch.float32,
         uploaded=uploaded,
         ahead_N=ahead_N,
+        errors=errors,
     )
     return Confirmation(result.failure is not None, result.failure or "the replay passes")
 
@@ -212,6 +219,22 @@ def _foreign_body(task: ReplayTask) -> str | None:
             ):
                 if _digest(body) != digest:
                     return f"{side} of operation {number} is not what the log names"
+    return None
+
+
+def _read_errors(folder: Path) -> ErrorStates | None:
+    if not (folder / _ERRORS).exists():
+        return None
+    named = load_file(folder / _ERRORS)
+    return ErrorStates(named.get("before"), named["after"])
+
+
+def _foreign_error(task: ReplayTask, errors: ErrorStates | None) -> str | None:
+    """Whether the error state is another than was told with the upload. That of the outer step before is shown by the
+    public record of its merge, as the contribution is."""
+    told = None if task.contribution is None else task.contribution.error_digest
+    if errors is not None and encode({"error": errors.after_N}).digest != told:
+        return "the error state is not what was told with the upload"
     return None
 
 

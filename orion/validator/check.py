@@ -220,7 +220,7 @@ class Check:
             self.phase = CheckPhase.REPLAY
         match self.phase:
             case CheckPhase.REPLAY:
-                return self._begin_replay(now_s)
+                return self._begin_replay(url, now_s)
             case CheckPhase.LOG | CheckPhase.EVIDENCE if url is None:
                 self.on_gone("no longer a member")
             case CheckPhase.LOG | CheckPhase.EVIDENCE if now_s >= self._deadline_s:
@@ -319,12 +319,12 @@ class Check:
         timeout_s = self._attempt_s(size_bytes_max, now_s)
         return [FetchLog(self.target.miner, url, self._request, size_bytes_max, timeout_s)]
 
-    def _begin_replay(self, now_s: float) -> list[Effect]:
+    def _begin_replay(self, url: str | None, now_s: float) -> list[Effect]:
         if self._replay_in_flight or self.needs_contribution or now_s < self._not_before_s:
             return []
         self._replay_in_flight = True
         self._num_replays += 1
-        return [Replay(self._task())]
+        return [Replay(self._task(url))]
 
     def _fetch_failed(self, what: str, problem: FetchProblem, detail: str, now_s: float) -> None:
         match problem:
@@ -348,7 +348,7 @@ class Check:
             effects.append(FetchEvidence(self.target.miner, url, need.request, need.direction, timeout_s))
         return effects
 
-    def _task(self) -> ReplayTask:
+    def _task(self, url: str | None) -> ReplayTask:
         def body(entry: LogEntry, side: Side) -> TensorBody | None:
             if entry.microbatch_id is None or entry.operation is Operation.INNER_STEP:
                 return None
@@ -374,6 +374,7 @@ class Check:
             operations,
             LogProof(target.commitments, self._request, self._log),
             contribution,
+            url,
         )
 
     def _set_deadline(self, size_bytes: int, now_s: float) -> None:

@@ -75,6 +75,15 @@ class LogProof:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ErrorStates:
+    """What a miner's uploads had lost before and after an outer step; checked against what it told with them."""
+
+    before_N: Tensor | None
+    """fp32, of the stage's length; None: nothing was added, as nothing of the miner's entered the merge before."""
+    after_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ReplayTask:
     """A prefix of a committed log, to be replayed from the public anchor of its outer step."""
 
@@ -88,6 +97,8 @@ class ReplayTask:
     """That this is the committed log, for others to check; None where nobody needs it."""
     contribution: Contribution | None = None
     """What the miner uploaded; with it the operations are its whole log, and the pseudo-gradient is compared too."""
+    url: str | None = None
+    """Where the miner is asked for its error states, if the run's codec has them."""
 
 
 @dataclass(frozen=True, slots=True)

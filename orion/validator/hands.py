@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.errors import DataError, TransportError
-from orion.common.ids import Digest, Direction, Hotkey, Operation
+from orion.common.ids import Digest, Direction, Hotkey, MicrobatchId, Operation
 from orion.common.net.anchor_loader import AnchorLoader, ObjectSource
 from orion.common.net.chain import Chain, ChainError
 from orion.common.offload import Offload, in_thread
 from orion.common.protocol import routes
-from orion.common.protocol.codec import body_size, check_finite, decode, transfer_spec
+from orion.common.protocol.codec import body_size, check_finite, decode, error_spec, transfer_spec
 from orion.common.protocol.fields import MINERS_MAX
 from orion.common.protocol.messages import (
     Contribution,
@@ -36,6 +36,7 @@ from orion.common.protocol.records import (
     BoundaryRecord,
     Commitments,
     CommittedLog,
+    EvidenceRequest,
     Ledger,
     MergeRecord,
     Pathways,
@@ -53,6 +54,7 @@ from orion.validator.events import (
     ChainView,
     CommitmentsArrived,
     Effect,
+    ErrorStates,
     Event,
     EvidenceArrived,
     EvidenceFailed,
@@ -287,7 +289,8 @@ class Hands:
         try:
             state, ahead_N = await self._start_of(task)
             uploaded = await self._fetch_contribution(task.stage_index, task.contribution)
-            replay_it = partial(self._replay, task, state, uploaded=uploaded, ahead_N=ahead_N)
+            errors = await self._fetch_errors(task)
+            replay_it = partial(self._replay, task, state, uploaded=uploaded, ahead_N=ahead_N, errors=errors)
             result, compute_s = await self._timed(replay_it)
             if result.failure is not None and self._shelf is not None:
                 keep = partial(
@@ -296,6 +299,7 @@ class Hands:
                     state=state,
                     uploaded=uploaded,
                     ahead_N=ahead_N,
+                    errors=errors,
                     result=result,
                     spec=self._spec,
                     tokens=self._tokens,
@@ -311,12 +315,54 @@ class Hands:
         if first is not Operation.BEGIN_AHEAD or task.outer_step == 0:
             return await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint), None
         before = await self._anchors.load(task.stage_index, task.outer_step - 1, task.checkpoint)
-        record = await self._orchestrator.merge(task.stage_index, task.outer_step - 1)
-        own = next((each for each in record.contributions if each.hotkey == task.miner), None)
+        record, own = await self._merge_before(task)
         slices = await self._fetch_contribution(task.stage_index, own)
         state = await self._anchors.apply(before, record.manifest)
         own_N = await self._offload(partial(join_slices, self._spec.codec, before.anchor_N.numel(), slices))
         return state, None if own_N is None else ahead_start(before, own_N)
+
+    async def _merge_before(self, task: ReplayTask) -> tuple[MergeRecord, Contribution | None]:
+        """How the outer step before was merged, and what the miner had in it."""
+        record = await self._orchestrator.merge(task.stage_index, task.outer_step - 1)
+        return record, next((each for each in record.contributions if each.hotkey == task.miner), None)
+
+    async def _fetch_errors(self, task: ReplayTask) -> ErrorStates | None:
+        """The miner's error states before and after; None where the codec has none, or it does not hand over what it
+        told of. Raises TransportError when it cannot be asked."""
+        if self._spec.codec != "topk" or task.contribution is None:
+            return None
+        before = None if task.outer_step == 0 else (await self._merge_before(task))[1]
+        after_N = await self._fetch_error(task, task.outer_step, task.contribution.error_digest)
+        if after_N is None or before is None:
+            return None if after_N is None else ErrorStates(None, after_N)
+        before_N = await self._fetch_error(task, task.outer_step - 1, before.error_digest)
+        return None if before_N is None else ErrorStates(before_N, after_N)
+
+    async def _fetch_error(self, task: ReplayTask, outer_step: int, digest: Digest | None) -> torch.Tensor | None:
+        if digest is None:
+            return None
+        if task.url is None:
+            raise TransportError("the miner is no member any more")
+        expected = error_spec(self._spec.stage_sizes[task.stage_index])
+        limits, size_bytes = self._spec.time_limits, body_size(expected)
+        try:
+            body = await self._miners.fetch_tensor(
+                task.url,
+                task.miner,
+                routes.EVIDENCE,
+                EvidenceRequest(
+                    outer_step=outer_step, microbatch_id=MicrobatchId(0), operation=Operation.ENCODE, side="output"
+                ),
+                size_bytes_max=size_bytes,
+                timeout_s=limits.transfer_grace_s + size_bytes / limits.bandwidth_floor_bytes_per_s,
+            )
+            if blake3(body).hexdigest() != digest:
+                return None
+            return decode(bytearray(body), expected, size_bytes)["error"]
+        except RefusedError as error:
+            if _may_pass(error):
+                raise
+            return None
 
     async def _fetch_contribution(self, stage_index: int, contribution: Contribution | None) -> list[bytearray | None]:
         """The objects of all partitions of what a miner uploaded, None for one of the wrong size."""

@@ -155,6 +155,8 @@ class _Reader:
                 return self._begin_ahead(entry)
             case Operation.TAKE_MERGED:
                 return self._take_merged(entry)
+            case Operation.ENCODE:
+                return "is no operation of a log"
 
     def _digest_fault(self, entry: LogEntry) -> str | None:
         is_forward = entry.operation is Operation.FORWARD

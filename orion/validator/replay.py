@@ -37,7 +37,7 @@ from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngin
 from orion.common.train.outer import OuterState
 from orion.common.train.partition import partition_bounds
 from orion.validator.compare import Comparison, compare
-from orion.validator.events import ReplayOperation, ReplayResult, ReplayTask, TensorBody
+from orion.validator.events import ErrorStates, ReplayOperation, ReplayResult, ReplayTask, TensorBody
 
 _WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,21 +60,23 @@ def replay(
     compute_dtype: torch.dtype,
     uploaded: Sequence[bytearray | None] = (),
     ahead_N: Tensor | None = None,
+    errors: ErrorStates | None = None,
 ) -> ReplayResult:
     """Replays all operations of `task`, up to the first that fails, from `state`, the anchor of its outer step.
 
     `uploaded` are the miner's objects of all partitions where the task has a contribution, None for one that has the
     wrong size. `ahead_N` is where a log begins that begins ahead of its anchor; None when nobody knows, because nothing
-    of the miner's entered the merge before. Device and compute dtype decide how alike the results can be: bit for bit
-    only on what the miner has. `tokens` is needed for the first stage; elsewhere it serves to count inputs with foreign
-    ids. Raises DataError without it, and ValueError when `state` is not of the task's stage and outer step.
+    of the miner's entered the merge before. `errors` are the miner's error states where the codec has them; None when
+    they were not handed over. Device and compute dtype decide how alike the results can be: bit for bit only on what
+    the miner has. `tokens` is needed for the first stage; elsewhere it serves to count inputs with foreign ids. Raises
+    DataError without it, and ValueError when `state` is not of the task's stage and outer step.
     """
     if state.outer_step != task.outer_step:
         raise ValueError(f"anchor of outer step {state.outer_step} for a log of {task.outer_step}")
     run = _Replay(task, state, ahead_N, spec=spec, tokens=tokens, device=device, compute_dtype=compute_dtype)
     run.operations()
     if task.contribution is not None:
-        run.pseudo_gradient(uploaded)
+        run.pseudo_gradient(uploaded, errors)
     return run.result()
 
 
@@ -163,8 +165,9 @@ class _Replay:
                 self._failure = f"{operation.entry.operation} {number} of the log: {failure}"
                 return
 
-    def pseudo_gradient(self, uploaded: Sequence[bytearray | None]) -> None:
-        """Every partition of what the log leads to, unless the log has failed already."""
+    def pseudo_gradient(self, uploaded: Sequence[bytearray | None], errors: ErrorStates | None) -> None:
+        """Every partition of what the log leads to, unless the log has failed already; and with a codec that has an
+        error state, that what was lost before is what was added, and what is lost now what the miner says."""
         if self._failure is not None:
             return
         if self._is_blind or self._engine.is_ahead:
@@ -172,14 +175,24 @@ class _Replay:
             return
         replayed_N = self._engine.pseudo_gradient_N().cpu()
         codec, tolerance = self._spec.codec, self._spec.validation.pseudo_gradient_tolerance
+        if codec == "topk" and errors is None:
+            self._failure = "pseudo-gradient: the error state that was told with it was not handed over"
+            return
         partitions = partition_bounds(replayed_N.numel(), self._spec.num_partitions)
         for partition, body in zip(partitions, uploaded, strict=True):
             claimed_N = decode_slice(codec, partition.num_params, body)
             if isinstance(claimed_N, str):
                 failure: str | None = claimed_N
             else:
-                own_N = through_codec(codec, replayed_N[partition.start : partition.end])
+                part = slice(partition.start, partition.end)
+                before_N = None if errors is None or errors.before_N is None else errors.before_N[part]
+                own_N, lost_N = through_codec(codec, replayed_N[part], before_N)
                 failure = self._tally.add_partition(compare(claimed_N, own_N, tolerance))
+                if failure is None and errors is not None and lost_N is not None:
+                    # What was to be sent, less what was.
+                    expected_N = torch.sub(torch.add(lost_N, own_N), claimed_N)
+                    found = compare(errors.after_N[part], expected_N, tolerance).failure
+                    failure = None if found is None else f"error state: {found}"
             if failure is not None:
                 self._failure = f"pseudo-gradient, partition {partition.index}: {failure}"
                 return
@@ -220,6 +233,8 @@ class _Replay:
                 if self._ahead_N is not None:
                     self._engine.begin_ahead(self._ahead_N)
                 return None
+            case Operation.ENCODE:
+                return "is no operation of a log"
             case Operation.TAKE_MERGED:
                 self._engine.take_merged(self._state)
                 return None

@@ -16,7 +16,7 @@ from orion.common.protocol.codec import Body, encode
 from orion.common.protocol.log import log_root
 from orion.common.protocol.messages import Commitment
 from orion.common.protocol.records import EvidenceRequest, LogEntry
-from orion.miner.archive import OUTER_STEPS_KEPT, Archive
+from orion.miner.archive import OUTER_STEPS_KEPT, Archive, error_request
 from orion.miner.disk_archive import DiskArchive
 from orion.miner.memory_archive import MemoryArchive, MemoryDisk
 
@@ -299,3 +299,17 @@ def test_digests_of_bodies_on_disk_are_those_of_the_log(tmp_path: Path) -> None:
         assert body is not None
         assert Digest(blake3(body).hexdigest()) == entry.input_digest
     archive.close()
+
+
+def test_an_error_state_outlives_the_process_and_is_handed_out_as_evidence(disks: Disks) -> None:
+    archive = disks.open()
+    assert archive.error(3) is None
+    archive.keep_error(3, body_of(1))
+    archive.keep_error(3, body_of(2))
+    archive = disks.open()
+    assert archive.error(3) == body_of(2).tobytes()
+    assert archive.get(error_request(3)) == body_of(2).tobytes()
+    for outer_step in range(4, 4 + OUTER_STEPS_KEPT):
+        archive.keep_error(outer_step, body_of(outer_step))
+    assert archive.error(3) is None
+    assert archive.error(4) is not None

@@ -189,6 +189,11 @@ def mean_spec(num_params: int) -> dict[str, TensorSpec]:
     return {"mean": TensorSpec(torch.float32, (num_params,))}
 
 
+def error_spec(num_params: int) -> dict[str, TensorSpec]:
+    """A miner's error state: `error`, fp32, what its uploads have lost and the next one adds, of N parameters."""
+    return {"error": TensorSpec(torch.float32, (num_params,))}
+
+
 def checkpoint_spec(num_params: int) -> dict[str, TensorSpec]:
     """Object of a stage's checkpoint: `anchor` and `momentum`, fp32, N each. Its outer step is in its CheckpointRef."""
     flat = TensorSpec(torch.float32, (num_params,))

@@ -331,6 +331,8 @@ class Contribution(Message):
     hotkey: Ss58
     num_microbatches: Annotated[int, Field(ge=1, le=2**31)]
     objects: Annotated[tuple[ObjectRef, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+    error_digest: Blake3 | None = None
+    """Of the miner's error state after this upload (`codec.error_spec`), where the run's codec has one."""
 
 
 class PartitionPlan(Message):

@@ -105,7 +105,8 @@ class CommittedLog(Message):
 
 
 class EvidenceRequest(Message):
-    """Validator to miner: hand over the tensor that went into or came out of one logged operation."""
+    """Validator to miner: hand over the tensor that went into or came out of one logged operation; or, with the
+    operation ENCODE, microbatch 0 and the side "output", the error state after the upload of that outer step."""
 
     kind: Literal["evidence_request"] = "evidence_request"
     outer_step: Step

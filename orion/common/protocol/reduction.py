@@ -101,17 +101,22 @@ def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
     return encode(codec_for(codec).encode(values_N, None).tensors)
 
 
-def encode_slice_and_read(codec: CodecName, values_N: Tensor) -> tuple[Body, Tensor]:
-    """As `encode_slice`, and what others read of it: fp32 values, less what the codec loses."""
+def encode_slice_and_read(
+    codec: CodecName, values_N: Tensor, error_N: Tensor | None = None
+) -> tuple[Body, Tensor, Tensor | None]:
+    """As `encode_slice`; also what others read of it, fp32, and the next error state, where the codec has one.
+
+    `error_N`: the error state so far, None at first and where the codec has none."""
     chosen = codec_for(codec)
-    tensors = chosen.encode(values_N, None).tensors
-    return encode(tensors), chosen.decode(tensors, values_N.numel())
+    encoded = chosen.encode(values_N, error_N)
+    return encode(encoded.tensors), chosen.decode(encoded.tensors, values_N.numel()), encoded.residual_N
 
 
-def through_codec(codec: CodecName, values_N: Tensor) -> Tensor:
-    """What others read of a contributor's slice: the values, less what the codec loses."""
+def through_codec(codec: CodecName, values_N: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """What others read of a contributor's slice, less what the codec loses; and the next error state."""
     chosen = codec_for(codec)
-    return chosen.decode(chosen.encode(values_N, None).tensors, values_N.numel())
+    encoded = chosen.encode(values_N, error_N)
+    return chosen.decode(encoded.tensors, values_N.numel()), encoded.residual_N
 
 
 def join_slices(codec: CodecName, num_params: int, bodies: Sequence[bytearray | None]) -> Tensor | None:
