@@ -122,7 +122,7 @@ def test_the_next_outer_step_trains_while_the_last_is_uploaded_and_merged() -> N
     ]
 
     driver.world.set_phase(Phase.UPLOAD, 1)
-    assert jobs(driver.tell()) == [EncodePseudoGradient(1)]
+    assert jobs(driver.tell()) == [EncodePseudoGradient(1, adds_error=True)]
 
 
 def test_a_merge_that_comes_before_any_work_is_taken_in_as_well() -> None:
