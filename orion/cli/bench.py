@@ -402,7 +402,7 @@ def sync(
         for setting in (UNSHAPED,) if quick else wanted:
             rows.append(bench.measure(setting))
             print(format_row(rows[-1]), file=sys.stderr if as_json else sys.stdout, flush=True)
-    missed = misses(rows, bench.spec.time_limits.transfer_grace_s)
+    missed = misses(rows, bench.spec.time_limits.transfer_grace_s, bench.stage_bytes)
     for line in missed:
         print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:

@@ -26,11 +26,13 @@ def test_every_fault_is_measured_and_the_slow_peer_is_slower() -> None:
 
 
 def test_bars() -> None:
-    def row(fault: Fault, seconds: float, ratio: float | None = None) -> Row:
-        return Row("100", fault, seconds, (seconds,), 12.0, ratio, None, None, None)
+    def row(fault: Fault, seconds: float, ratio: float | None = None, bytes_up: float | None = None) -> Row:
+        return Row("100", fault, seconds, (seconds,), 12.0, ratio, bytes_up, None, None)
 
     assert misses([row(Fault.NONE, 13.0, 1.08), row(Fault.SLOW, 18.0)], 5.0) == []
     assert len(misses([row(Fault.NONE, 14.0, 1.17), row(Fault.SLOW, 20.0)], 5.0)) == 2
+    assert misses([row(Fault.NONE, 13.0, 1.08, bytes_up=126.0)], 5.0, stage_bytes=100) == []
+    assert len(misses([row(Fault.NONE, 13.0, 1.08, bytes_up=60.0)], 5.0, stage_bytes=100)) == 1
 
 
 @pytest.mark.slow

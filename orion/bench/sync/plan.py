@@ -115,15 +115,18 @@ class Row:
         return asdict(self)
 
 
-def misses(rows: list[Row], grace_s: float) -> list[str]:
+def misses(rows: list[Row], grace_s: float, stage_bytes: int = 0) -> list[str]:
     """Bars that do not hold, in words."""
     found: list[str] = []
+    up, _ = scheme_bytes(stage_bytes)
     healthy = {row.name: row.seconds for row in rows if row.fault == Fault.NONE}
     for row in rows:
         where = f"{row.name}, fault {row.fault}"
         if not row.anchors_equal:
             found.append(f"{where}: anchors differ")
         if row.fault == Fault.NONE:
+            if row.bytes_up is not None and row.bytes_up < 0.95 * up:
+                found.append(f"{where}: {row.bytes_up / 1e6:.1f} MB up a replica: not all of them contributed")
             if row.ratio is not None and row.ratio > RATIO_BAR:
                 found.append(f"{where}: {row.ratio:.2f} times the floor, the bar is {RATIO_BAR:g}")
         elif row.name in healthy and row.seconds > healthy[row.name] + grace_s:
@@ -154,7 +157,9 @@ def sync_spec(*, quick: bool) -> RunSpec:
         "replicas": NUM_REPLICAS,
         "outer_steps": 16,
         "inner_steps": 1,
-        "microbatches_per_step": 1,
+        # Enough that each replica gets some, however unequally fast they ask: who has none contributes nothing.
+        "microbatches_per_step": 32,
+        "flow": {"in_flight_max": 4},
         "num_partitions": 8 if quick else 32,
         "checkpoint_every": 32,
         "keep_outer_steps": 33,
