@@ -23,7 +23,7 @@ from orion.common.train.anchor import apply_means
 from orion.common.train.config import InnerConfig, OuterConfig
 from orion.common.train.engine import StageEngine
 from orion.common.train.inner import build_inner_optimizer
-from orion.common.train.outer import OuterState, initial_outer_state, state_digest
+from orion.common.train.outer import OuterState, initial_outer_state, state_digest, weighted_mean_in_order
 from orion.common.train.partition import partition_bounds
 from orion.common.train.schedule import InnerSchedule
 
@@ -194,7 +194,12 @@ def history(config: OuterConfig, weights: Sequence[int], num_inner_steps: int, n
             (weight, descend(state.anchor_N, target, num_inner_steps))
             for weight, target in zip(weights, TARGETS, strict=True)
         ]
-        state = merged(state, locals_, config)
+        pseudo_gradients = [(float(weight), torch.sub(state.anchor_N, local_N)) for weight, local_N in locals_]
+        means = [
+            weighted_mean_in_order([(weight, d_N[part.start : part.end]) for weight, d_N in pseudo_gradients])
+            for part in partition_bounds(len(START), NUM_PARTITIONS)
+        ]  # without the rule on norms, which DiLoCo does not have
+        state = apply_means(state, means, config)
         anchors.append(state.anchor_N)
     return anchors
 
