@@ -20,11 +20,19 @@ from orion.common.protocol.signing import keypair_from_uri
 from orion.miner import service
 from orion.miner.config import MinerConfig
 from orion.miner.core import MinerCore
-from orion.miner.effects import Effect
-from orion.miner.events import Event
+from orion.miner.effects import AskHolds, Effect, Refuse, SendCancel
+from orion.miner.events import Event, SendEnded, SendOutcome
 from orion.miner.table import Stand
 
 CUT_WAIT_S = 10.0
+
+
+def _tell(event: Event, effects: list[Effect], now_s: float) -> None:
+    """Says what did not go as usual, for whoever reads why a microbatch was given up."""
+    unusual: list[Event | Effect] = [effect for effect in effects if isinstance(effect, AskHolds | Refuse | SendCancel)]
+    if isinstance(event, SendEnded) and event.outcome is not SendOutcome.ACCEPTED:
+        unusual.insert(0, event)
+    sys.stderr.writelines(f"{now_s:.3f} {each}\n" for each in unusual)
 
 
 class StruckCore(MinerCore):
@@ -34,6 +42,7 @@ class StruckCore(MinerCore):
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         effects = super().handle(event, now_s)
+        _tell(event, effects, now_s)
         if (self.orders / "order").exists():
             self._strike_if_there()
         return effects

@@ -55,8 +55,8 @@ class ForgetfulMiner(MinerHost):
 class PoisoningWorker(DeviceWorker):
     """Works honestly, and uploads something else."""
 
-    def _encode_pseudo_gradient(self, outer_step: int) -> PseudoGradientEncoded:
-        super()._encode_pseudo_gradient(outer_step)
+    def _encode_pseudo_gradient(self, outer_step: int, *, adds_error: bool) -> PseudoGradientEncoded:
+        super()._encode_pseudo_gradient(outer_step, adds_error=adds_error)
         self.outbox = {key: _negated(body) for key, body in self.outbox.items()}
         objects = [
             ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()

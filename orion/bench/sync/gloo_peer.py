@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
-from orion.bench.workers import say
+from orion.bench.workers import say, stop_when_stdin_closes
 from orion.common.clock import SystemClock
 
 
@@ -35,6 +35,7 @@ class GlooResult(BaseModel):
 
 def main() -> None:
     """Sums, again and again."""
+    stop_when_stdin_closes()
     task = GlooTask.model_validate_json(sys.argv[1])
     clock = SystemClock()
     torch.set_num_threads(1)
