@@ -150,13 +150,11 @@ async def test_a_killed_miner_stops_nobody(tmp_path: Path, data_root: Path) -> N
         process_named(swarm, "miner-1").send_signal(signal.SIGKILL)
         notices: list[str] = []
         status = await status_when(swarm, lambda status: status.finished, on_notice=notices.append)
-        victim = hotkey_of(swarm.keys.miners["miner-1"])
-        # Nobody waits for a broken connection, so the run may end before the silence is long enough to be final.
-        await status_when(
-            swarm, lambda status: any(m.hotkey == victim and m.state is MemberState.GONE for m in status.miners)
-        )
     assert any("miner-1 was killed by signal 9" in notice for notice in notices)
-    assert any(victim in notice for notice in status.notices)
+    victim = hotkey_of(swarm.keys.miners["miner-1"])
+    # Nobody waits for a broken connection, so the run may end before the silence is long enough for GONE.
+    words = ("is not waited for", "is gone")
+    assert any(victim in notice and any(word in notice for word in words) for notice in status.notices)
     assert status.outer_step == 3
     assert status.anchors_equal
     assert status.microbatches_started == status.microbatches_applied + status.microbatches_cancelled
