@@ -3,6 +3,7 @@ for the chain metadata that the Bittensor SDK keeps."""
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,18 @@ torch.set_num_threads(1)
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts there and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+REPETITIVE = ("adversaries", "bench", "numerics", "sim")
+"""Folders of tests that run the same code over and over. Tracing them for coverage would double their time, and with it
+nearly that of the whole, to count lines that unit tests count already."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in REPETITIVE:
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture(scope="session", autouse=True)
