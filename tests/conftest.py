@@ -5,11 +5,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from seaweed import CREDENTIALS, S3Server, s3_server
 
 torch.set_num_threads(1)
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts there and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
