@@ -2,13 +2,16 @@
 
 Owns the SDK's client and nothing of what is asked. The SDK itself moves on to a fallback endpoint when one is lost and
 asks again what was not answered; what it gives up on is a TransportError here, and the next question connects anew.
-Nothing waits longer than its deadline.
+Nothing waits longer than its deadline. Invariant: no connection outlives the client's `close`. The SDK opens a
+connection that was closed again when somebody still asks it, and leaves the socket of one whose closing is cut off; so
+a connection is closed when the last question on it has ended, and that takes as long as the SDK's own time limit.
 """
 
 import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import bittensor
@@ -23,12 +26,25 @@ READ_TIMEOUT_S: Final = 30.0
 """For one question, connecting included. Fetching a runtime's metadata takes seconds on a slow line."""
 WRITE_TIMEOUT_S: Final = 180.0
 """For a transaction to be included and final: about four blocks of twelve seconds, and as much again and again."""
-_CLOSE_TIMEOUT_S: Final = 2.0
+_CLOSE_TIMEOUT_S: Final = 12.0
+"""For a connection to be made or closed when all shall end. More than the ten seconds that the SDK itself gives a peer
+which does not answer: to cut it off is to leave its socket open."""
 _POLICY_WAIT_S: Final = 30.0
 """How long an endpoint that turns us away is left alone when it does not say."""
 _POLICY_WAIT_S_MAX: Final = 600.0
 _ERA_BLOCKS: Final = 64
 """How long a transaction may wait for inclusion; afterwards it can't come back as a surprise. A power of two."""
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """The SDK's client, and who uses it."""
+
+    client: Any
+    num_asking: int = 0
+    is_dropped: bool = False
+    """No further question is asked on it."""
+    is_ended: bool = False
 
 
 class BittensorClient:
@@ -39,8 +55,10 @@ class BittensorClient:
         endpoints of the same chain; without any, the SDK's own for its names. Raises ConfigError."""
         self.network = network
         self._fallbacks = list(fallbacks)
-        self._client: Any = None
-        self._connecting: asyncio.Task[Any] | None = None
+        self._connection: _Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._not_before_s = -math.inf
         """Time of the event loop before which the endpoint wants no more questions."""
         self._new_client()  # a network that does not exist should fail at once
@@ -52,17 +70,29 @@ class BittensorClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection; the next question opens another."""
+        """Ends the connection; nothing is asked afterwards."""
+        self._is_closed = True
         if self._connecting is not None:
             await asyncio.wait([self._connecting], timeout=_CLOSE_TIMEOUT_S)
-        await self._drop()
+        self._drop()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _drop(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(OSError, TimeoutError, bittensor.BittensorError):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await client.close()
+    def _drop(self) -> None:
+        """The next question opens another connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.is_dropped = True
+            if self._is_closed or not connection.num_asking:
+                self._end(connection)
+
+    def _end(self, connection: _Connection) -> None:
+        if connection.is_ended:
+            return
+        connection.is_ended = True
+        task = asyncio.create_task(_closed(connection.client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def ask(self, question: Callable[[Any], Awaitable[ResultT]], timeout_s: float = READ_TIMEOUT_S) -> ResultT:
         """What `question` gets from the SDK's client. Raises ChainError (UNSUPPORTED when this runtime lacks what is
@@ -70,19 +100,19 @@ class BittensorClient:
         self._check_welcome()
         try:
             async with asyncio.timeout(timeout_s):
-                return await question(await self._connected())
+                return await self._asked(await self._connected(), question)
         except bittensor.ChainError as error:
-            raise await self._translated(failure(error.name, error.code.value, error.message)) from error
+            raise self._translated(failure(error.name, error.code.value, error.message)) from error
         except TimeoutError as error:
-            await self._drop()
+            self._drop()
             raise TransportError(f"chain {self.network}: no answer within {timeout_s:g} s") from error
         except bittensor.RpcPolicyError as error:
-            await self._drop()
+            self._drop()
             wait_s = _policy_wait_s(error.retry_after)
             self._not_before_s = asyncio.get_running_loop().time() + wait_s
             raise TransportError(f"chain {self.network}: {error}; left alone for {wait_s:g} s") from error
         except (bittensor.RpcConnectionError, bittensor.ConnectionNotReady, OSError) as error:
-            await self._drop()
+            self._drop()
             raise TransportError(f"chain {self.network}: {error}") from error
         except bittensor.BittensorError as error:
             raise ChainError(ChainErrorCode.OTHER, str(error)) from error
@@ -90,13 +120,22 @@ class BittensorClient:
             # How the SDK says that the chain's metadata has no such storage, call or runtime API.
             raise ChainError(ChainErrorCode.UNSUPPORTED, str(error)) from error
 
+    async def _asked(self, connection: _Connection, question: Callable[[Any], Awaitable[ResultT]]) -> ResultT:
+        connection.num_asking += 1
+        try:
+            return await question(connection.client)
+        finally:
+            connection.num_asking -= 1
+            if connection.is_dropped and not connection.num_asking:
+                self._end(connection)
+
     async def submit(self, act: Callable[[Any], Awaitable[Any]]) -> Any:
         """The SDK's result of a transaction that succeeded and is final. Raises as `ask`."""
         result = await self.ask(act, WRITE_TIMEOUT_S)
         if not result.success:
             error = result.error
             name, kind = (None, "unknown") if error is None else (error.name, error.code.value)
-            raise await self._translated(failure(name, kind, result.message))
+            raise self._translated(failure(name, kind, result.message))
         return result
 
     async def execute(self, intent: Any, keypair: Any) -> Any:
@@ -107,9 +146,9 @@ class BittensorClient:
         """Signs and submits a raw call; `signer` is `hotkey` or `coldkey`. Raises as `submit`."""
         return await self.submit(lambda client: client.submit_call(call, keypair, signer=signer, period=_ERA_BLOCKS))
 
-    async def _translated(self, error: ChainError | TransportError) -> ChainError | TransportError:
+    def _translated(self, error: ChainError | TransportError) -> ChainError | TransportError:
         if isinstance(error, TransportError):
-            await self._drop()
+            self._drop()
         return error
 
     def _check_welcome(self) -> None:
@@ -118,24 +157,30 @@ class BittensorClient:
         if wait_s > 0:
             raise TransportError(f"chain {self.network}: asked for patience, {wait_s:.0f} s more")
 
-    async def _connected(self) -> Any:
-        if self._client is not None:
-            return self._client
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._connect())
-            self._connecting.add_done_callback(self._connecting_ended)
-        # Whoever asks may give up; the SDK leaks a connection that is cancelled while it is made, so it goes on, for
-        # as long as the SDK's own time limit on a handshake.
-        return await asyncio.shield(self._connecting)
+    async def _connected(self) -> _Connection:
+        assert not self._is_closed, "nothing is asked of a client that was closed"
+        while self._connection is None:
+            if self._connecting is None:
+                self._connecting = asyncio.create_task(self._connect())
+                self._connecting.add_done_callback(self._connecting_ended)
+            # Whoever asks may give up; the SDK leaks a connection that is cancelled while it is made, so it goes on,
+            # for as long as the SDK's own time limit on a handshake.
+            await asyncio.shield(self._connecting)
+        return self._connection
 
-    async def _connect(self) -> Any:
-        client = self._new_client()
-        await client.connect()
-        self._client = client
-        return client
+    async def _connect(self) -> None:
+        connection = _Connection(self._new_client())
+        try:
+            await connection.client.connect()
+        except Exception:
+            self._end(connection)  # what failed may have been a question after the handshake
+            raise
+        self._connection = connection
 
-    def _connecting_ended(self, task: asyncio.Task[Any]) -> None:
+    def _connecting_ended(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
+        if self._is_closed:
+            self._drop()  # it came too late
         if not task.cancelled():
             task.exception()  # was told to whoever still waits
 
@@ -144,6 +189,12 @@ class BittensorClient:
             return bittensor.Client(self.network, fallback_endpoints=self._fallbacks or None)
         except ValueError as error:
             raise ConfigError(f"--network {self.network}: {error}") from error
+
+
+async def _closed(client: Any) -> None:
+    with contextlib.suppress(OSError, TimeoutError, bittensor.BittensorError):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await client.close()
 
 
 def _policy_wait_s(retry_after: str | None) -> float:

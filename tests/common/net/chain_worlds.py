@@ -88,8 +88,14 @@ class SdkWorld:
         await self.root.set_rules(self.netuid, {_NAMES[name]: value for name, value in changes.items()})
 
     async def pass_blocks(self, count: int) -> None:
-        until = await self.chain_of(ROOT).block() + count
-        await self.client.ask(lambda sdk: sdk.wait_for_block(until))
+        # Not by the SDK's own wait: that leaves a subscription to be ended in the background, even when its connection
+        # is closed meanwhile; then the SDK opens it again, and nobody closes that one.
+        chain = self.chain_of(ROOT)
+        until = await chain.block() + count
+        while True:
+            if await chain.block() >= until:
+                return
+            await asyncio.sleep(BLOCK_MS / 1000)
 
 
 @asynccontextmanager

@@ -3,22 +3,36 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from chain_worlds import SdkWorld, devnet_world, sdk_world
 from devnet_process import devnet_process
 
+from orion.common.clock import SystemClock
 from orion.common.errors import ConfigError, TransportError
 from orion.common.net.bittensor_chain import BittensorChain
 from orion.common.net.bittensor_client import BittensorClient
 from orion.common.net.bittensor_weights import set_weights_raw
 from orion.common.net.chain import ChainError, ChainErrorCode
 from orion.common.protocol.signing import hotkey_of, keypair_from_uri
+from orion.devnet.config import DevnetConfig
+from orion.devnet.server import serve_devnet
 from orion.miner.axon import publish_axon
 
 OWNER, VALIDATOR, MINER0, MINER1 = (
     keypair_from_uri(f"//sdk/{name}") for name in ("owner", "validator", "miner0", "miner1")
 )
+
+
+def num_connections_to(port: int | None) -> int:
+    """Of this process."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(
+        bool(each.raddr) and each.raddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in found
+    )
 
 
 @pytest.fixture
@@ -78,6 +92,27 @@ async def test_a_server_that_does_not_answer_is_given_up() -> None:
         released.set()
         with pytest.raises(TransportError):
             await client.ask(lambda sdk: sdk.block(), timeout_s=5.0)
+
+
+async def test_a_connection_that_was_given_up_is_closed_when_the_last_question_has_its_answer() -> None:
+    given_up = asyncio.Event()
+
+    async def ask_late(sdk: Any) -> int:
+        await given_up.wait()
+        return int(await sdk.block())
+
+    async with serve_devnet("127.0.0.1", 0, DevnetConfig(block_ms=50), SystemClock()) as running:
+        port = urlsplit(running.url).port
+        async with BittensorClient(running.url) as client:
+            late = asyncio.create_task(client.ask(ask_late))
+            before = await client.ask(lambda sdk: sdk.block())
+            assert num_connections_to(port) == 1
+            with pytest.raises(TransportError, match="no answer within"):
+                await client.ask(lambda _: asyncio.sleep(60.0), timeout_s=0.01)
+            given_up.set()
+            assert await late >= before
+            assert await client.ask(lambda sdk: sdk.block()) >= before
+        assert num_connections_to(port) == 0
 
 
 async def test_an_endpoint_that_asks_for_patience_is_left_alone() -> None:
