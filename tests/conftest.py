@@ -1,8 +1,10 @@
 """Settings every test needs: one compute thread, so that tests beside each other do not starve, and a folder of its own
 for the chain metadata that the Bittensor SDK keeps."""
 
+import gc
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,11 +27,38 @@ REPETITIVE = ("adversaries", "bench", "numerics", "sim")
 nearly that of the whole, to count lines that unit tests count already."""
 
 
+CONNECTED = ("bench", "cli", "common", "devnet", "integration", "miner", "orchestrator", "validator")
+"""Folders of tests that open sockets and files, which are looked for after each of them."""
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in REPETITIVE:
+        if _folder(item) in REPETITIVE:
             item.add_marker(pytest.mark.no_cover)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what has been imported stays; to look through it after each test would take minutes in all
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """What a test leaves open is said to be its own, not that of a later one in whose middle it happens to be found."""
+    yield
+    if _folder(item) not in CONNECTED:
+        return
+    left: list[str] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda found: left.append(f"{found.exc_value!r} in {found.object!r}")
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert not left, f"left to the collector: {'; '.join(left)}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,9 @@ Threads = Annotated[int, typer.Option(help="CPU threads to compute with.", min=1
 GoOnFrom = Annotated[
     Path | None,
     typer.Option(
-        "--from", help="Go on from a checkpoint: the folder `checkpoint` of a run, or an orchestrator's state folder."
+        "--from",
+        help="Go on from a checkpoint: the folder `checkpoint` of a run, or an orchestrator's state folder, whose "
+        "objects may lie on S3.",
     ),
 ]
 DEFAULT_RUN = Path("runs/local.toml")

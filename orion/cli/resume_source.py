@@ -13,6 +13,7 @@ from orion.common.net.checkpoint_folder import RESUME_FOLDER, CheckpointFiles, r
 from orion.common.protocol.entries import CheckpointKept, entry_from_json
 from orion.common.protocol.messages import RunCheckpoint
 from orion.orchestrator.ledger_store import LEDGER_FILE, read_ledger_file
+from orion.orchestrator.object_store import STORE_NOTE
 
 _KEPT_MARK = b'"kind":"checkpoint_kept"'
 _OBJECTS = Path("store", "objects")
@@ -27,7 +28,8 @@ def is_run_state(folder: Path) -> bool:
 def find_checkpoint(folder: Path, outer_step: int | None = None) -> CheckpointFiles:
     """The checkpoint in a checkpoint folder, a run's folder or an orchestrator's state folder.
 
-    `outer_step`: of several, that one; None = the newest. Raises DataError. Blocks.
+    `outer_step`: of several, that one; None = the newest. What lies in a bucket is still to be fetched. Raises
+    DataError. Blocks.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -59,8 +61,11 @@ def _in_state(state: Path, outer_step: int | None) -> CheckpointFiles:
     if wanted not in kept:
         steps = ", ".join(map(str, sorted(kept)))
         raise DataError(f"{state} has no checkpoint of outer step {wanted}; it has those of {steps}")
+    spec = RunSpec.parse(dict(run_info.spec), str(state))
+    if (state / STORE_NOTE).is_file():
+        return CheckpointFiles(spec, kept[wanted], (), store=(state / STORE_NOTE).read_text())
     paths = tuple(state / _OBJECTS / ref.object.key for ref in kept[wanted].stages)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"the checkpoint of outer step {wanted} is no longer in {state / _OBJECTS}: {missing[0]}")
-    return CheckpointFiles(RunSpec.parse(dict(run_info.spec), str(state)), kept[wanted], paths)
+    return CheckpointFiles(spec, kept[wanted], paths)

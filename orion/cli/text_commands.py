@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from orion.cli.merged_model import merged_model, stored_states
 from orion.cli.resume_source import find_checkpoint, is_run_state
 from orion.common.errors import ConfigError, DataError
 from orion.common.model.checkpoint import ORION_CONFIG, Checkpoint, export_hf, load_checkpoint, save_checkpoint
 from orion.common.model.generate import generate, load_any
-from orion.common.net.checkpoint_folder import CheckpointFiles, write_checkpoint
+from orion.common.net.checkpoint_folder import CheckpointFiles, fetched, write_checkpoint
 from orion.common.train.tokenizer import load_tokenizer
 
 
@@ -49,15 +50,17 @@ def export_checkpoint(folder: Path, out: Path, *, resumable: bool = False, outer
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose a new folder")
-    stored = (
-        find_checkpoint(folder, outer_step) if resumable or outer_step is not None or is_run_state(folder) else None
-    )
-    checkpoint = load_checkpoint(folder) if stored is None else _from_states(folder, stored)
+    if resumable or outer_step is not None or is_run_state(folder):
+        with TemporaryDirectory() as downloads:
+            stored = fetched(find_checkpoint(folder, outer_step), Path(downloads))
+            checkpoint = _from_states(folder, stored)
+            if resumable:
+                _save(out, checkpoint)
+                write_checkpoint(out, stored.spec, stored.checkpoint, [path.read_bytes() for path in stored.paths])
+                return "resumable"
+    else:
+        checkpoint = load_checkpoint(folder)
     model = checkpoint.model
-    if stored is not None and resumable:
-        _save(out, checkpoint)
-        write_checkpoint(out, stored.spec, stored.checkpoint, [path.read_bytes() for path in stored.paths])
-        return "resumable"
     if len(model.layouts) == 1 or model.config.boundary.kind == "none":
         export_hf(model, out, checkpoint.tokenizer, checkpoint.eos_ids)
         return "huggingface"

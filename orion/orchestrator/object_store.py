@@ -12,6 +12,9 @@ from orion.common.net.store import ObjectStore
 from orion.common.net.url_signer import UrlSigner
 from orion.orchestrator.config import OrchestratorConfig
 
+STORE_NOTE = "store-address"
+"""Of a state folder whose objects lie in a bucket: where. An address holds no credentials."""
+
 
 async def open_store(
     config: OrchestratorConfig, signer: UrlSigner, clock: Clock, owner: str
@@ -20,6 +23,8 @@ async def open_store(
     folder's name among all. Raises ConfigError when the bucket cannot be used."""
     if config.store is not None:
         access = await asyncio.to_thread(open_bucket, parse_s3_address(config.store), owner)
+        (config.state_folder / STORE_NOTE).write_text(config.store)
         return S3Store(access, clock), None
+    (config.state_folder / STORE_NOTE).unlink(missing_ok=True)
     directory = await asyncio.to_thread(DirectoryStore, config.state_folder / "store", signer)
     return directory, ObjectRoutes(directory, signer, clock)

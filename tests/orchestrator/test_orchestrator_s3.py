@@ -11,10 +11,13 @@ from orchestrator_miner import HttpMiner
 from orchestrator_world import make_spec
 from seaweed import S3Server
 
+from orion.cli.resume_source import find_checkpoint
 from orion.common.config import RunSpec
-from orion.common.errors import ConfigError
+from orion.common.errors import ConfigError, DataError
+from orion.common.net.checkpoint_folder import check_file, fetched
 from orion.common.net.s3_access import make_client
 from orion.common.net.s3_address import parse_s3_address
+from orion.common.protocol.start import continued, whole_start
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -56,6 +59,29 @@ async def test_a_run_on_s3_survives_its_orchestrator_and_tidies_up(tmp_path: Pat
     with pytest.raises(ConfigError, match="another run's objects"):
         async with orchestrator(make_config(tmp_path / "other", store=address), spec, chain):
             pass
+    await goes_on_elsewhere(tmp_path / "orchestrator", address, s3, spec)
+
+
+async def goes_on_elsewhere(state: Path, address: str, s3: S3Server, spec: RunSpec) -> None:
+    """Another run, under another prefix, begins with the checkpoint that a state folder's bucket holds."""
+    found = find_checkpoint(state)
+    assert (found.store, found.paths, found.checkpoint.outer_step) == (address, (), 4)
+    there = await asyncio.to_thread(fetched, found, state.parent / "start")
+    for path, ref in zip(there.paths, found.checkpoint.stages, strict=True):
+        check_file(path, ref)
+    further = continued(spec.with_values({"outer_steps": 6}), found.spec, found.checkpoint)
+    config = make_config(state.parent / "further", store=s3.address(secrets.token_hex(6)), start_paths=there.paths)
+    async with orchestrator(config, further, make_chain()):
+        assert config.store is not None and further.start is not None
+        wanted = {ref.object.key for ref in whole_start(further.start).stages}
+        assert wanted <= set(await asyncio.to_thread(keys_at, config.store))
+    where = parse_s3_address(address)
+    with closing(make_client(where)) as client_of_bucket:
+        key = where.prefix + found.checkpoint.stages[0].object.key
+        await asyncio.to_thread(client_of_bucket.delete_object, Bucket=where.bucket, Key=key)
+    with pytest.raises(DataError, match="no longer in bucket"):
+        await asyncio.to_thread(fetched, found, state.parent / "too-late")
+    assert await asyncio.to_thread(fetched, found, state.parent / "start") == there, "it had been fetched before"
 
 
 async def test_a_store_that_cannot_be_used_ends_the_start(tmp_path: Path, s3: S3Server, spec: RunSpec) -> None:

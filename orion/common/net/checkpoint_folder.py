@@ -8,12 +8,12 @@ Owns where they lie and whether they are whole. A checkpoint folder holds
                              `anchor` and `momentum` of stage N, the very bytes of the object that the digests are of
 
 The state folder of an orchestrator (also of one that was killed) serves as well: its public ledger names the newest
-checkpoint of the whole model, and its store holds the objects. Nothing is changed there.
+checkpoint of the whole model, and its store holds the objects, or notes the bucket that does. Nothing is changed there.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -21,6 +21,8 @@ from pydantic import ValidationError
 
 from orion.common.config import RunSpec
 from orion.common.errors import ConfigError, DataError
+from orion.common.net.s3_access import fetch_objects
+from orion.common.net.s3_address import parse_s3_address
 from orion.common.net.store import ObjectStore
 from orion.common.protocol.messages import CheckpointRef, RunCheckpoint
 from orion.common.protocol.start import whole_start
@@ -32,13 +34,26 @@ _READ_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint of the whole model on this machine's disk."""
+    """A checkpoint of the whole model on this machine's disk, or what is known of one whose objects lie in a bucket."""
 
     spec: RunSpec
     """Of the run that left it."""
     checkpoint: RunCheckpoint
     paths: tuple[Path, ...]
-    """A file for each stage."""
+    """A file for each stage; none where they are to be fetched first (`fetched`)."""
+    store: str | None = None
+    """Address of the bucket that holds the stages' objects."""
+
+
+def fetched(found: CheckpointFiles, folder: Path) -> CheckpointFiles:
+    """The same, a file for each stage: below `folder` what lies in a bucket, unless it has been put there before.
+
+    Raises ConfigError when the bucket cannot be read, DataError when an object has been deleted. Blocks.
+    """
+    if found.store is None:
+        return found
+    keys = [ref.object.key for ref in found.checkpoint.stages]
+    return replace(found, paths=fetch_objects(parse_s3_address(found.store), keys, folder), store=None)
 
 
 def write_checkpoint(folder: Path, spec: RunSpec, checkpoint: RunCheckpoint, bodies: Sequence[bytes]) -> None:

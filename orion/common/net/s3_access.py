@@ -4,13 +4,14 @@ The only module, beside `s3_store`, that knows boto3, and the only one that impo
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
 
-from orion.common.errors import ConfigError, TransportError
+from orion.common.errors import ConfigError, DataError, TransportError
 from orion.common.net.s3_address import S3Address
 
 THREADS_MAX = 16
@@ -76,6 +77,45 @@ def open_bucket(address: S3Address, owner: str) -> S3Access:
     `owner` names the one state folder whose objects lie under the prefix: another's would be taken for this run's.
     Raises ConfigError, one line that says what to do, when it cannot be used as it is.
     """
+    with _advised(address):
+        access = S3Access(make_client(address), address)
+        _try(access)
+        _claim(access, owner)
+    _set_lifecycle(access)
+    return access
+
+
+def fetch_objects(address: S3Address, keys: Sequence[str], folder: Path) -> tuple[Path, ...]:
+    """Makes files of objects, below `folder` at their keys, unless they are there already. Claims and writes nothing.
+
+    What is in the files is the caller's to check. Raises ConfigError as `open_bucket`, DataError for a missing object.
+    """
+    paths = tuple(folder / key for key in keys)
+    with _advised(address), closing(make_client(address)) as client:
+        for key, path in zip(keys, paths, strict=True):
+            if path.is_file():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(S3Access(client, address), key, path)
+    return paths
+
+
+def _fetch(access: S3Access, key: str, path: Path) -> None:
+    """Downloads one object; the file is there once it is whole. Raises DataError, and botocore's errors."""
+    from botocore.exceptions import ClientError  # noqa: PLC0415
+
+    bucket = access.address.bucket
+    try:
+        access.client.download_file(bucket, access.key(key), str(path))
+    except ClientError as error:
+        if error_code(error) not in _NOT_FOUND:
+            raise
+        raise DataError(f"S3: {access.key(key)} is no longer in bucket {bucket!r}") from error
+
+
+@contextmanager
+def _advised(address: S3Address) -> Iterator[None]:
+    """Makes botocore's errors a ConfigError of one line that says what to do."""
     try:
         import boto3  # noqa: F401, PLC0415
     except ImportError:
@@ -90,9 +130,7 @@ def open_bucket(address: S3Address, owner: str) -> S3Access:
     )
 
     try:
-        access = S3Access(make_client(address), address)
-        _try(access)
-        _claim(access, owner)
+        yield
     except (NoCredentialsError, PartialCredentialsError):
         raise ConfigError(_NO_CREDENTIALS) from None
     except ProfileNotFound as error:
@@ -104,8 +142,6 @@ def open_bucket(address: S3Address, owner: str) -> S3Access:
     except BotoCoreError as error:
         where = address.endpoint or "AWS"
         raise ConfigError(f"S3: {where} cannot be reached ({error}); check endpoint= and the network") from error
-    _set_lifecycle(access)
-    return access
 
 
 def make_client(address: S3Address) -> Any:
