@@ -75,6 +75,8 @@ async def test_rate_limit_is_found_before_signing(devnet_url: str) -> None:
 async def test_timelocked_weights_are_kept(devnet_url: str) -> None:
     async with bt.Subtensor(devnet_url) as subtensor:
         netuid = await start_subnet(subtensor)
+        # An epoch of many blocks: a short one may reveal the commitment before it is looked at.
+        succeed(await as_root(subtensor, bt.calls.AdminUtils.sudo_set_tempo(netuid, 1000)))
         switch = bt.SetHyperparameter(netuid=netuid, name="commit_reveal_weights_enabled", value=True)
         succeed(await subtensor.execute(switch, ALICE))
         result = await subtensor.execute(bt.SetWeights(netuid=netuid, weights={1: 1.0}), ALICE)

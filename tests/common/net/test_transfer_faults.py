@@ -119,7 +119,7 @@ async def test_a_slow_part_of_a_download_is_fetched_a_second_time(world: World) 
         assert bytes(await client.get(ref)) == body.tobytes()
     assert harm.num_fired == 1 and client.num_hedged >= 1
     assert num_read(world)[2] == 2 and min(num_read(world)) == 1
-    assert client.upload_meter.bytes_per_s and client.download_meter.bytes_per_s
+    assert client.download_meter.bytes_per_s, "the stall made it last long enough to be measured"
 
 
 async def test_what_is_cut_off_is_tried_again(world: World) -> None:
