@@ -13,6 +13,7 @@ from orion.cli.progress import Progress
 from orion.common.ids import Hotkey, MemberState, Phase
 from orion.common.protocol.records import (
     MinerStatus,
+    Repairs,
     RunStatus,
 )
 
@@ -78,6 +79,13 @@ def plain_line(status: RunStatus, progress: Progress) -> str:
     )
 
 
+def repair_kinds(repairs: Repairs) -> str:
+    """What saved the microbatches that a lost miner had; nothing where no miner was lost."""
+    if not repairs.total:
+        return ""
+    return f" ({repairs.rerouted} rerouted, {repairs.spliced} spliced, {repairs.released} leased again)"
+
+
 def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) -> RenderableType:
     """The whole run at a glance."""
     head = Text.assemble(
@@ -87,7 +95,8 @@ def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) 
     )
     microbatches = Text(
         f"microbatches  {status.microbatches_applied} applied, {progress.in_flight} in flight, "
-        f"{status.microbatches_repaired.total} repaired, {status.microbatches_cancelled} cancelled"
+        f"{status.microbatches_repaired.total} repaired{repair_kinds(status.microbatches_repaired)}, "
+        f"{status.microbatches_cancelled} cancelled"
     )
     phases = Text("phases  ")
     for stage in status.stages:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from orion.cli.live_view import repair_kinds
 from orion.cli.outcome import SwarmOutcome
 from orion.common.protocol.records import Repairs
 
@@ -66,10 +67,7 @@ def _repairs(repairs: Repairs) -> str:
     """Nothing where no miner was lost."""
     if not repairs.total:
         return ""
-    return (
-        f"; {repairs.total} outlived a lost miner ({repairs.rerouted} rerouted, {repairs.spliced} spliced, "
-        f"{repairs.released} leased again)"
-    )
+    return f"; {repairs.total} outlived a lost miner{repair_kinds(repairs)}"
 
 
 def _printable(text: str) -> str:

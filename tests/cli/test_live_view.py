@@ -39,6 +39,13 @@ def test_the_picture_shows_every_miner_by_name_with_its_state_and_work() -> None
     assert ALICE not in picture
 
 
+def test_the_picture_tells_what_saved_the_microbatches_of_lost_miners() -> None:
+    assert " 0 repaired, 2 cancelled" in shown([run_status(microbatches_cancelled=2)], terminal=True)
+    status = run_status(microbatches_repaired=Repairs(rerouted=3, spliced=2, released=1), microbatches_cancelled=1)
+    picture = shown([status], terminal=True)
+    assert "6 repaired (3 rerouted, 2 spliced, 1 leased again), 1 cancelled" in picture
+
+
 def test_without_a_terminal_lines_appear_when_something_changes_or_time_passes() -> None:
     start = run_status(now_s=1000.0)
     same = run_status(now_s=1000.5)
