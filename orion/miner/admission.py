@@ -23,7 +23,7 @@ from orion.common.protocol.messages import (
 )
 from orion.miner import splice
 from orion.miner.moment import Moment
-from orion.miner.table import GRADIENT_HELD, MicrobatchTable, Stand
+from orion.miner.table import GRADIENT_HELD, Held, MicrobatchTable, Stand
 
 LAG_RETRY_S = 0.1
 """Hint to a sender whose feed is ahead of ours: feeds arrive within tens of milliseconds of each other."""
@@ -62,24 +62,32 @@ def admit_forward(
     refusal = _out_of_place(situation, sender, transfer, Direction.ACTIVATION)
     if refusal is not None:
         return refusal
-    held = table.get(transfer.microbatch_id)
+    held, ended = table.get(transfer.microbatch_id), table.ended(transfer.microbatch_id)
     if held is not None:
-        is_repeated = held.previous_hop == sender and held.adopted_digest == transfer.digest
-        if is_repeated or splice.fits_orphan(held, transfer):
-            return Adoption()
-        if held.previous_hop != sender or held.input_digest != transfer.digest:
-            return _refusal(RefusalCode.CONFLICT, "the microbatch is held as another sender or body")
-        return _busy("its body is being read", DUPLICATE_RETRY_S) if held.stand is Stand.RECEIVING else Duplicate()
-    ended = table.ended(transfer.microbatch_id)
+        return _held_already(held, sender, transfer)
     if ended is not None:
         is_same = ended.sender == sender and ended.input_digest == transfer.digest
         if is_same and ended.outcome is Outcome.APPLIED:
             return Duplicate()
         return _refusal(RefusalCode.CONFLICT, "the microbatch has ended here")
+    if table.is_taken_over(transfer.microbatch_id, transfer.path):
+        return _refusal(RefusalCode.CONFLICT, "the microbatch was taken from its sender")
     if table.room < 1 or situation.has_backlog:
         refusal = _busy("no credits", situation.busy_hint_s)
         return refusal.model_copy(update={"queued": situation.num_queued})
     return None
+
+
+def _held_already(held: Held, sender: Hotkey, transfer: Transfer) -> Refusal | Duplicate | Adoption:
+    """Answers the offer of an activation whose microbatch is here."""
+    is_repeated = held.previous_hop == sender and held.adopted_digest == transfer.digest
+    if is_repeated or splice.fits_orphan(held, transfer):
+        return Adoption()
+    if held.stand is Stand.RECEIVING and splice.is_same_way(held, transfer):
+        return _busy("the lost one's body is being read", DUPLICATE_RETRY_S)
+    if held.previous_hop != sender or held.input_digest != transfer.digest:
+        return _refusal(RefusalCode.CONFLICT, "the microbatch is held as another sender or body")
+    return _busy("its body is being read", DUPLICATE_RETRY_S) if held.stand is Stand.RECEIVING else Duplicate()
 
 
 def admit_backward(

@@ -9,7 +9,7 @@ ends exactly once, and is freed in that moment; what is computed is logged, in o
 between outer steps.
 """
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -42,7 +42,7 @@ from orion.miner.router import Router
 from orion.miner.scheduler import DoBackward, DoForward, DoInnerStep, Readiness, next_work
 from orion.miner.table import WITH_NEXT, MicrobatchTable, Stand
 from orion.miner.view import View, view_of
-from orion.miner.watch import Watch
+from orion.miner.watch import AWAY_S, Watch
 
 JOIN_RETRY_S = 1.0
 """Between two requests to join: the feed takes a moment to show a membership."""
@@ -112,14 +112,20 @@ class MinerCore:
         self._next_microbatch_id = MicrobatchId(0)
         """Lowest id that was not leased to us yet."""
         self._refresh_s = 0.0
+        self._look_s = math.inf
+        """When this core wanted to look at everything again."""
 
     # --- the one door -------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Takes in what happened at `now_s` (seconds since the epoch) and gives what is to be done about it, in
         order."""
+        if now_s > self._look_s + AWAY_S:
+            self._watch.was_away(now_s)
         self._take(event, now_s)
         self._advance(now_s)
+        wake_s = self.next_wake_s(now_s)
+        self._look_s = math.inf if wake_s is None else wake_s
         effects = self._effects.copy()
         self._effects.clear()
         return effects
@@ -162,9 +168,9 @@ class MinerCore:
         """Microbatches applied since the process started."""
         return self._table.num_applied_total
 
-    def stands(self) -> Counter[Stand]:
-        """How many microbatches stand where."""
-        return Counter(item.stand for item in self._table.held())
+    def standing(self, stand: Stand) -> tuple[MicrobatchId, ...]:
+        """Microbatches that stand there."""
+        return tuple(item.microbatch_id for item in self._table.standing(stand))
 
     @property
     def run_is_over(self) -> bool:

@@ -3,7 +3,8 @@
 Owns the attempts: whom to ask, when to ask again, when to stop. An activation goes to another replica when one is busy,
 refuses or is not reached; a gradient has one place to go. All attempts end by the microbatch's deadline at the latest.
 
-A peer that was not reached may hold the tensor all the same. It is told to let go, and is not asked again for this
+A peer that was not reached while this miner itself stood still is offered the same again: it takes it once. Any other
+peer that was not reached may hold the tensor all the same. It is told to let go, and is not asked again for this
 microbatch; so no two replicas work on one trip for long.
 """
 
@@ -59,8 +60,14 @@ class Outbound:
         if event.direction is Direction.GRADIENT:
             self._return_ended(moment, event)
             return
-        self._note(moment, event)
         item = self._table.get(event.microbatch_id)
+        is_excused = (
+            event.outcome is SendOutcome.UNREACHABLE
+            and item is not None
+            and item.next_hop == event.peer
+            and self._watch.is_excused(item.sent_s)
+        )
+        self._note(moment, event, is_excused=is_excused)
         if item is None:
             ended = self._table.ended(event.microbatch_id)
             is_orphan = ended is not None and ended.outcome is Outcome.CANCELLED
@@ -80,6 +87,9 @@ class Outbound:
             return
         self._router.released(event.peer)
         item.stand, item.next_hop, item.waiting_s = Stand.SEND_DUE, None, moment.now_s
+        if is_excused and event.peer in self._usable(moment, item):
+            self._offer(moment, item, event.peer)
+            return
         if event.outcome is SendOutcome.BUSY and event.peer == item.adopter:
             item.retry_s = moment.now_s + _hint_s(event)
         if event.outcome is SendOutcome.UNREACHABLE:
@@ -108,8 +118,10 @@ class Outbound:
             return
         usable = self._usable(moment, item)
         peer = item.adopter if item.adopter in usable else self._router.choose(usable, moment.now_s)
-        if peer is None:
-            return
+        if peer is not None:
+            self._offer(moment, item, peer)
+
+    def _offer(self, moment: Moment, item: Held, peer: Hotkey) -> None:
         self._watch.begins(peer, moment.now_s, self._router.in_flight(peer))
         item.waited_s += max(0.0, moment.now_s - item.waiting_s)
         item.stand, item.next_hop, item.sent_s = Stand.SENDING, peer, moment.now_s
@@ -148,8 +160,11 @@ class Outbound:
                 elif item.num_returns >= RETURNS_MAX:
                     self._flow.give_up(moment, item, "the stage before is not reached")
 
-    def _note(self, moment: Moment, event: SendEnded) -> None:
+    def _note(self, moment: Moment, event: SendEnded, *, is_excused: bool) -> None:
         """Tells the router, and the watch, how the peer answered."""
+        if is_excused:
+            self._router.unheard(event.peer)
+            return
         if event.outcome is SendOutcome.UNREACHABLE:
             self._watch.unreached(event.peer, moment.now_s)
         else:

@@ -21,12 +21,14 @@ from orion.miner.flow import Flow
 from orion.miner.moment import Emit, Moment
 from orion.miner.router import Router
 from orion.miner.table import WITH_NEXT, Held, MicrobatchTable, Stand
-from orion.miner.watch import Watch
+from orion.miner.watch import AWAY_S, Watch
 
 SEEK_S = 1.0
 """How long a replacement is kept waiting for word of who holds the microbatch after the lost one. Without it the way
 from there on is gone again, so this may cost about what that does."""
 LAG_RETRY_S = 0.1
+LOOK_S = AWAY_S / 2
+"""Between two looks while something is with others."""
 
 
 class Repair:
@@ -61,14 +63,18 @@ class Repair:
             self._emit(Refuse(event.request_id, refusal))
             return
         held = []
+        # Of who is no member nothing is taken anyway.
+        is_member = query.lost is not None and view.is_active(query.lost, view.stage_index - 1)
         for microbatch_id in query.microbatch_ids:
+            if query.lost is not None and is_member and query.outer_step == moment.outer_step:
+                self._table.take_over(microbatch_id, (event.sender, query.lost))
             item = self._table.get(microbatch_id)
             if item is None or item.outer_step != query.outer_step:
                 continue
+            if query.lost is not None and item.path[-2:] == (event.sender, query.lost):
+                splice.orphan(item, moment.now_s)
             if splice.is_held_from(item, event.sender, query.lost):
                 held.append(microbatch_id)
-                if query.lost is not None:
-                    splice.orphan(item, moment.now_s)
         self._emit(AnswerHolds(event.request_id, Holds(microbatch_ids=tuple(held))))
 
     # --- the stage before a lost one ----------------------------------------------------------------------------------
@@ -114,9 +120,10 @@ class Repair:
                 self._watch.asked(peer, moment.now_s)
 
     def wake_times_s(self, moment: Moment) -> list[float]:
-        """When a question is due, or a wait over; times that have passed mean nothing."""
+        """When a question is due, a wait over, or a look that shows that this miner runs; past times mean nothing."""
         times = [item.seek_until_s for item in self._table.standing(Stand.SEND_DUE) if item.seeking]
         for peer in self._watched(moment):
+            times.append(moment.now_s + LOOK_S)
             due_s = self._watch.ask_due_s(peer, moment.now_s)
             if due_s is not None:
                 times.append(due_s)

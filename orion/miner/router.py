@@ -191,7 +191,7 @@ class Router:
 
     def sent(self, peer: Hotkey) -> None:
         """A microbatch goes to the peer. It stays in flight until `released`; the attempt ends as `accepted`, `busy`,
-        `refused` or `failed`."""
+        `refused`, `failed` or `unheard`."""
         state = self._state(peer)
         state.in_flight += 1
         state.num_sending += 1
@@ -239,6 +239,11 @@ class Router:
         if state.is_open:
             num_doublings = min(state.num_failures - FAILURES_TO_OPEN, 16)
             state.closed_until_s = now_s + min(PAUSE_MAX_S, PAUSE_MIN_S * 2.0**num_doublings)
+
+    def unheard(self, peer: Hotkey) -> None:
+        """An attempt has ended of which nothing is known."""
+        state = self._state(peer)
+        state.num_sending = max(0, state.num_sending - 1)
 
     def _ended(self, state: _PeerState, *, is_failure: bool) -> None:
         state.record.add(is_failure=is_failure)

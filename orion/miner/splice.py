@@ -48,8 +48,13 @@ def is_forsaken(moment: Moment, item: Held) -> bool:
 
 def fits_orphan(item: Held, transfer: Transfer) -> bool:
     """Whether an offered activation comes from a replacement of the miner before."""
+    return item.cancelled is None and item.stand is not Stand.RECEIVING and is_same_way(item, transfer)
+
+
+def is_same_way(item: Held, transfer: Transfer) -> bool:
+    """Whether an orphan and an offered activation differ in nothing but the miner before."""
     same_way = transfer.path[:-1] == item.path[:-1] and transfer.data_id == item.data_id
-    return item.orphaned_s is not None and item.cancelled is None and item.stand is not Stand.RECEIVING and same_way
+    return item.orphaned_s is not None and same_way
 
 
 def adopt(item: Held, transfer: Transfer) -> None:

@@ -145,6 +145,7 @@ class MicrobatchTable:
         self._in_flight_max = in_flight_max
         self._held: dict[MicrobatchId, Held] = {}
         self._ended: dict[MicrobatchId, Ended] = {}
+        self._taken_over: dict[MicrobatchId, set[tuple[Hotkey, ...]]] = {}
         self._outer_step = -1
         self.num_applied_total = 0
         """Since the process started."""
@@ -213,12 +214,23 @@ class MicrobatchTable:
         self.num_applied_total += item.is_applied and not item.is_aside
         return outcome
 
+    def take_over(self, microbatch_id: MicrobatchId, way: tuple[Hotkey, Hotkey]) -> None:
+        """The first of these two miners takes the microbatch from the second, which is lost and may come back."""
+        self._taken_over.setdefault(microbatch_id, set()).add(way)
+        if len(self._taken_over) > ENDED_MAX:
+            del self._taken_over[next(iter(self._taken_over))]
+
+    def is_taken_over(self, microbatch_id: MicrobatchId, path: tuple[Hotkey, ...]) -> bool:
+        """Whether the last miner of that path has lost the microbatch to another one."""
+        return path[-2:] in self._taken_over.get(microbatch_id, ())
+
     def begin(self, outer_step: int, known: Iterable[MicrobatchId] = ()) -> None:
         """Work for an outer step begins, perhaps anew. Ids of the ones before are refused by their outer step, and need
         not be remembered. `known` have been worked on in this one, by an earlier process perhaps."""
         if outer_step != self._outer_step:
             self._outer_step = outer_step
             self._ended.clear()
+            self._taken_over.clear()
         for microbatch_id in known:
             if microbatch_id not in self._held and len(self._ended) < ENDED_MAX:
                 self._ended.setdefault(microbatch_id, Ended(Outcome.CANCELLED, None, None, None))

@@ -8,8 +8,12 @@ killed refuses the connection, so it is found within that time; one that was sto
 does not answer within its own measured time, twice. One whose device hangs answers and brings nothing: it is lost when
 nothing came for several times what a microbatch takes there and back. A peer that is lost gets nothing until it answers
 again.
+
+Who was itself away blames nobody: a process that stood still for longer than `AWAY_S` measured its own silence, and
+every limit that ran out meanwhile starts anew.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +32,8 @@ ANSWER_MIN_S, ANSWER_MAX_S = 0.75, 5.0
 PATIENCE_MIN_S = 5.0
 PATIENCE_TIMES = 4.0
 """A peer that brings nothing for this many times the longest usual way there and back is lost."""
+AWAY_S = 1.0
+"""A miner that is waiting for others looks at everything at least twice in this time, unless it does not run."""
 _MEAN_SHARE, _SPREAD_SHARE, _SPREADS = 0.125, 0.25, 4.0
 """Weights of a new measurement, and how many spreads lie above the mean: those of TCP's retransmission timer."""
 
@@ -62,6 +68,8 @@ class _Life:
     """Questions in a row without an answer."""
     is_asked: bool = False
     """A question is on its way."""
+    is_excused: bool = False
+    """That question was asked before this miner was away: no answer to it says nothing."""
     is_lost: bool = False
     ask_s: float = 0.0
     """Earliest time of the next question."""
@@ -75,6 +83,22 @@ class Watch:
         self._answer: dict[Hotkey, Usual] = {}
         self._way = Usual()
         """There and back, over all replicas of the next stage: one that never brought anything has no own measure."""
+        self._back_s = -math.inf
+        """When this miner was last back from standing still."""
+
+    def was_away(self, now_s: float) -> None:
+        """This miner stood still, and does so no longer: what it did not hear meanwhile is nobody's silence."""
+        self._back_s = now_s
+        for life in self._lives.values():
+            life.is_excused = life.is_asked
+            life.brought_s = now_s
+            if not life.is_lost:
+                life.num_missed = 0
+            life.ask_s = min(life.ask_s, now_s)
+
+    def is_excused(self, began_s: float) -> bool:
+        """Whether an attempt that began then, and was not answered, says nothing of the peer."""
+        return began_s < self._back_s
 
     def keep_only(self, peers: Iterable[Hotkey]) -> None:
         """Forgets everybody else."""
@@ -108,18 +132,22 @@ class Watch:
 
     def asked(self, peer: Hotkey, now_s: float) -> None:
         """A question is on its way. Ends as `answered` or `missed`."""
-        self._life(peer, now_s).is_asked = True
+        life = self._life(peer, now_s)
+        life.is_asked, life.is_excused = True, False
 
     def answered(self, peer: Hotkey, seconds: float, now_s: float) -> None:
         """The peer answered a question after that long."""
         self._answer.setdefault(peer, Usual()).add(seconds)
         self.heard(peer, now_s)
-        self._lives[peer].is_asked = False
+        self._lives[peer].is_asked = self._lives[peer].is_excused = False
 
     def missed(self, peer: Hotkey, now_s: float) -> bool:
         """The peer did not answer in time, or was not reached; whether it has just been lost by that."""
         life = self._life(peer, now_s)
         life.is_asked = False
+        if life.is_excused:
+            life.is_excused, life.ask_s = False, now_s
+            return False
         life.num_missed += 1
         is_news = life.num_missed >= MISSES_MAX and not life.is_lost
         life.is_lost = life.num_missed >= MISSES_MAX

@@ -158,8 +158,14 @@ class Host:
                 raise AssertionError(f"a simulated process awaits {step!r}, which nobody ends")
 
     def _send(self, ask: Ask, on_end: Callable[[object | None], None]) -> None:
+        limit_s = self.clock.now_s() + (self.network.timeout_s if ask.timeout_s is None else ask.timeout_s)
+
+        def end(answer: object | None) -> None:
+            # One that was stopped looks at its clock first: what lay there by then has come too late.
+            on_end(answer if self.clock.now_s() < limit_s else None)
+
         def heard(answer: object | None) -> None:
-            self.run_or_defer(lambda: on_end(answer))
+            self.run_or_defer(lambda: end(answer))
 
         self.network.request(self.address, ask.target, ask.request, ask.size_bytes, heard, timeout_s=ask.timeout_s)
 

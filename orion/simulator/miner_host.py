@@ -5,6 +5,7 @@ take the simulated device's time and are then computed for real. A subclass may 
 """
 
 from collections.abc import Coroutine
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -176,7 +177,7 @@ class MinerHost(Host):
         effects = self.core.handle(event, now_s)
         self.world.handled(self, event, effects)
         for effect in effects:
-            self._carry_out(effect)
+            self.run_or_defer(partial(self._carry_out, effect))
         if self.core.ready_step != self._told_ready_step:
             self._told_ready_step = self.core.ready_step
             self.spawn(self._tell_heartbeat())

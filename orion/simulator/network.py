@@ -138,6 +138,11 @@ class Network:
                 if other.on_broken is not None:
                     self.carry(address, target, ConnectionsBroken(), 0, partial(self._tell_broken, target, other, host))
 
+    @property
+    def timeout_s(self) -> float:
+        """What a request has for its answer that names no limit itself."""
+        return self._profile.timeout_s
+
     def is_up(self, address: Address) -> bool:
         return address in self._hosts
 

@@ -14,6 +14,7 @@ from orion.miner.effects import (
     Effect,
     FreeAllButGradient,
     FreeTensors,
+    ReadBody,
     Refuse,
     SendCancel,
     SendTensor,
@@ -354,6 +355,86 @@ def test_when_the_feed_shows_the_stage_before_gone_an_orphan_waits_too() -> None
     assert sent(driver.handle(ForwardOffered(40, transfer.path[-1], transfer))).peer == transfer.path[-1]
     driver.world.gone = {hotkey_of(1, 0), hotkey_of(1, 1), hotkey_of(0, 0)}
     assert FreeTensors(ONE) in driver.tell(), "and not when nobody is left who could choose a replacement"
+
+
+def test_what_was_taken_from_a_lost_miner_is_not_taken_from_it_when_it_comes_back() -> None:
+    driver = Driver(2)
+    driver.start()
+    assert orphan(driver, hotkey_of(0, 0), 1) == (), "it is not here yet"
+
+    late = driver.activation(1)
+    assert late.path == (hotkey_of(0, 0), hotkey_of(1, 0))
+    assert refusal_code(driver.handle(ForwardOffered(1, late.path[-1], late))) is RefusalCode.CONFLICT
+    elsewhere = driver.activation(2)
+    assert driver.handle(ForwardOffered(2, elsewhere.path[-1], elsewhere)) == [ReadBody(2)], "that was not taken"
+    transfer = replacement_of(driver, 1)
+    assert driver.handle(ForwardOffered(3, transfer.path[-1], transfer)) == [ReadBody(3)]
+
+
+def test_a_body_that_was_on_its_way_from_a_lost_miner_is_waited_for_and_spliced() -> None:
+    driver = Driver(2)
+    driver.start()
+    late = driver.activation(1)
+    assert driver.handle(ForwardOffered(1, late.path[-1], late)) == [ReadBody(1)]
+    assert orphan(driver, hotkey_of(0, 0), 1) == (), "it may never be whole"
+    transfer = replacement_of(driver, 1)
+    assert refusal_code(driver.handle(ForwardOffered(2, transfer.path[-1], transfer))) is RefusalCode.BUSY
+
+    assert of_kind(driver.handle(BodyEnded(1, None)), Compute)
+    (accept,) = driver.handle(ForwardOffered(3, transfer.path[-1], transfer))
+
+    assert isinstance(accept, Accept) and accept.accepted.adopted
+
+
+# --- one that stood still itself --------------------------------------------------------------------------------------
+
+
+def stand_still(driver: Driver) -> list[Effect]:
+    """The process is stopped and goes on much later; what it does first."""
+    return driver.handle(Ticked(), after_s=20.0)
+
+
+def test_who_stood_still_offers_again_what_was_not_answered_meanwhile() -> None:
+    driver = Driver(1)
+    driver.start()
+    admit(driver, 1)
+    send = sent(forward(driver, 1, after_s=0.1))
+    stand_still(driver)
+
+    effects = driver.handle(SendEnded(ONE, Direction.ACTIVATION, send.peer, SendOutcome.UNREACHABLE, 20.0))
+
+    again = sent(effects)
+    assert (again.peer, again.transfer) == (send.peer, send.transfer)
+    assert cancelled(effects) == []
+    effects = driver.handle(SendEnded(ONE, Direction.ACTIVATION, send.peer, SendOutcome.UNREACHABLE, 0.01))
+    assert sent(effects).peer == other_of(send.peer), "now it was the peer"
+    assert cancelled(effects) == [send.peer]
+
+
+def test_who_stood_still_takes_no_old_question_for_an_answer() -> None:
+    driver = Driver(1)
+    driver.start()
+    peer = awaiting(driver, 1)
+    question = silence(driver)
+    end(driver, question, SendOutcome.UNREACHABLE)  # asked again at once
+    assert stand_still(driver) == []
+
+    assert questions(end(driver, question, SendOutcome.UNREACHABLE)), "it asks anew"
+    effects: list[Effect] = []
+    for _ in range(MISSES_MAX):
+        assert of_kind(effects, SendTensor) == []
+        effects = end(driver, question, SendOutcome.UNREACHABLE)
+    assert sent(effects).peer == other_of(peer)
+
+
+def test_who_stood_still_gives_nobody_up_for_what_was_not_brought_meanwhile() -> None:
+    driver = Driver(1)
+    driver.start()
+    gradient_arrives(driver, 1, awaiting(driver, 1))  # what is usual has been measured
+    driver.handle(ComputeEnded(BackwardDone(ONE, body("g1"))))
+    awaiting(driver, 2)
+
+    assert of_kind(stand_still(driver), SendTensor) == []
 
 
 # --- the replacement --------------------------------------------------------------------------------------------------

@@ -1,14 +1,18 @@
 """A miner is lost at each stand of a microbatch: nothing is lost with it, and what survives is known by its kind."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from orion.common.config import TimeLimits
 from orion.miner.table import Stand
+from orion.simulator.device import DeviceProfile
+from orion.simulator.network import LinkProfile
 from orion.simulator.scenarios import calm
 from orion.simulator.simulation import Result, watched
 from orion.simulator.strikes import Blow, Strike, Striker
-from orion.simulator.swarm import Swarm
+from orion.simulator.swarm import Scenario, Swarm
 
 MIDDLE = 1
 STANDS = [
@@ -21,6 +25,7 @@ STANDS = [
     Stand.BACKWARDING,
     Stand.RETURNING,
 ]
+COMEBACKS = [(Stand.SENDING, 5.5, 3), (Stand.SENDING, 7.0, 3), (Stand.AWAITING_GRADIENT, 5.5, 1)]
 CUT_STANDS = [Stand.FORWARDING, Stand.AWAITING_GRADIENT, Stand.RETURNING]
 
 
@@ -83,3 +88,47 @@ def test_without_another_replica_everything_waits_and_is_leased_again() -> None:
     assert result.status.microbatches_cancelled == 0
     repaired = result.status.microbatches_repaired
     assert (repaired.rerouted, repaired.spliced, repaired.released) == (0, 0, 0)
+
+
+def far_apart() -> Scenario:
+    """Messages take tenths of a second and passes seconds: a repair lasts long enough that the one who was taken for
+    lost comes back in the middle of it, with offers of its own that ran out while it stood still."""
+    scenario = calm(outer_steps=1, inner_steps=3, checks_per_outer_step=0)
+    limits = TimeLimits(train_s=400.0, transfer_grace_s=30.0, microbatch_s=150.0, member_s=100.0)
+    flow = scenario.spec.flow.model_copy(update={"staleness_max": 64})  # what waits must not be let go for that
+    return replace(
+        scenario,
+        spec=scenario.spec.model_copy(update={"time_limits": limits, "flow": flow}),
+        link=LinkProfile(latency_s=0.2, jitter_s=0.05),
+        device=DeviceProfile(forward_s=1.0, backward_s=2.0),
+    )
+
+
+@pytest.mark.parametrize(("stand", "stopped_s", "seed"), COMEBACKS)
+def test_nothing_is_lost_with_a_miner_that_comes_back_in_the_middle_of_its_repair(
+    stand: Stand, stopped_s: float, seed: int
+) -> None:
+    swarm = Swarm(far_apart(), seed)
+    striker = Striker(swarm, Strike(Blow.STOP, MIDDLE, stand, after_num_applied=1, duration_s=stopped_s))
+    swarm.world.observers.append(striker)
+
+    status = watched(swarm, seed).status
+
+    assert striker.is_back, "it was not struck, or has not come back"
+    assert status.microbatches_cancelled == 0
+    assert status.microbatches_repaired.rerouted + status.microbatches_repaired.spliced > 0, "nothing was repaired"
+
+
+@pytest.mark.parametrize("is_midway", [False, True])
+@pytest.mark.parametrize("back_at", [Stand.FORWARDING, Stand.AWAITING_GRADIENT, Stand.BACKWARDING])
+def test_nothing_is_lost_with_a_miner_that_comes_back_beside_its_replacement(back_at: Stand, is_midway: bool) -> None:
+    strike = Strike(Blow.STOP, MIDDLE, Stand.FORWARDING, back_at=back_at, is_midway=is_midway)
+    swarm = Swarm(calm(outer_steps=1, inner_steps=4), seed=2)
+    striker = Striker(swarm, strike)
+    swarm.world.observers.append(striker)
+
+    status = watched(swarm, 2).status
+
+    assert striker.is_back, "it was not struck, or has not come back"
+    assert status.microbatches_cancelled == 0
+    assert status.microbatches_repaired.rerouted + status.microbatches_repaired.spliced > 0, "nothing was repaired"

@@ -532,7 +532,8 @@ class HoldsQuery(Message):
     microbatch_ids: Annotated[tuple[Microbatch, ...], Field(max_length=BATCH_MAX)] = ()
     """None: the answer alone is of interest, as a sign of life."""
     lost: Ss58 | None = None
-    """A miner that the sender has given up: whoever holds a microbatch from it waits for a replacement from here on."""
+    """A miner that the sender has given up: whoever holds one of them from it waits for a replacement from here on, and
+    whoever does not takes none of them from it any more."""
 
 
 class Holds(Message):
