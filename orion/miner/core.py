@@ -14,23 +14,23 @@ from collections.abc import Sequence
 from random import Random
 
 from orion.common.config import RunSpec
-from orion.common.ids import Hotkey, MicrobatchId, Operation, Phase
+from orion.common.ids import Hotkey, MicrobatchId, Phase
 from orion.common.protocol.messages import (
     BoundaryReport,
     Feed,
     Heartbeat,
-    LeaseRequest,
     Refusal,
     RefusalCode,
 )
 from orion.common.protocol.records import CommittedLog, EvidenceRequest, LogEntry, LogRequest
 from orion.miner import events
 from orion.miner.archive import KeptLog
-from orion.miner.device_queue import DeviceQueue
-from orion.miner.effects import Compute, Effect, RefreshFeed, RequestJoin, RequestLease, SendReport
-from orion.miner.events import ComputeEnded, Event, Forward, Job
+from orion.miner.device_work import DeviceWork
+from orion.miner.effects import Effect, RefreshFeed, RequestJoin, SendReport
+from orion.miner.events import ComputeEnded, Event
 from orion.miner.flow import Flow
 from orion.miner.injection import Injection
+from orion.miner.leasing import Leasing
 from orion.miner.moment import Moment
 from orion.miner.notices import Notices
 from orion.miner.oplog import OpLog
@@ -39,25 +39,23 @@ from orion.miner.outer import OuterSteps
 from orion.miner.repair import Repair
 from orion.miner.reports import Reports
 from orion.miner.router import Router
-from orion.miner.scheduler import DoBackward, DoForward, DoInnerStep, Readiness, next_work
 from orion.miner.table import WITH_NEXT, MicrobatchTable, Stand
 from orion.miner.view import View, view_of
 from orion.miner.watch import AWAY_S, Watch
 
 JOIN_RETRY_S = 1.0
 """Between two requests to join: the feed takes a moment to show a membership."""
-LEASE_RETRY_S = 0.5
-"""After a refusal without a hint."""
-LEASE_RETRY_MAX_S = 2.0
-"""Longest that a hint is followed: a cancelled trip's data may be leased again any time."""
 QUESTION_RETRY_S = 1.0
+"""Hint to who may not ask for logs and evidence yet."""
 FEED_REFRESH_S = 2.0
 """Between two looks at the feed because of strangers, who could otherwise make us ask without end."""
-"""Hint to who may not ask for logs and evidence yet."""
 
 
 class MinerCore:
     """One miner of one run."""
+
+    work_type: type[DeviceWork] = DeviceWork
+    """What has the device do something, and logs it; a dishonest miner has another one."""
 
     def __init__(
         self,
@@ -100,17 +98,23 @@ class MinerCore:
         self._repair = Repair(
             spec, table=self._table, router=self._router, watch=self._watch, flow=self._flow, emit=emit
         )
-        self._device = DeviceQueue()
+        self._leasing = Leasing(
+            table=self._table, injection=self._injection, reports=self._reports, flow=self._flow, emit=emit
+        )
+        self._work = self.work_type(
+            spec,
+            table=self._table,
+            flow=self._flow,
+            outer=self._outer,
+            oplog=self._oplog,
+            injection=self._injection,
+            emit=emit,
+        )
         self._has_joined = False
         """In this process. One that ran before under this hotkey may still be a member: the orchestrator must hear that
         records are numbered anew, and where we listen now."""
         self._is_joining = False
         self._join_s = 0.0
-        self._is_leasing = False
-        self._lease_s = 0.0
-        self._lease_asked_s = 0.0
-        self._next_microbatch_id = MicrobatchId(0)
-        """Lowest id that was not leased to us yet."""
         self._refresh_s = 0.0
         self._look_s = math.inf
         """When this core wanted to look at everything again."""
@@ -138,8 +142,8 @@ class MinerCore:
             *self._repair.wake_times_s(self._moment(now_s)),
             *self._outer.wake_times_s(),
             *self._notices.wake_times_s(),
+            *self._leasing.wake_times_s(),
             self._join_s,
-            self._lease_s,
         ]
         report_s = self._reports.due_s()
         if report_s is not None:
@@ -234,26 +238,11 @@ class MinerCore:
         """Raises AssertionError when anything is as it must never be."""
         self._table.check_invariants()
         self._reports.check_invariants()
-        self._outer.check_invariants(num_computing=len(self._device))
-        computing = [*self._table.standing(Stand.FORWARDING), *self._table.standing(Stand.BACKWARDING)]
-        passes = [job.microbatch_id for job in self._device.jobs if isinstance(job, events.Forward | events.Backward)]
-        assert sorted(passes) == sorted(item.microbatch_id for item in computing), f"the device does {passes}"
+        self._outer.check_invariants(num_computing=len(self._work))
+        self._work.check_invariants()
         with_next = [item.next_hop for item in self._table.held() if item.stand in WITH_NEXT]
         for peer in set(with_next):
             assert peer is not None and self._router.in_flight(peer) == with_next.count(peer), "in flight miscounted"
-        applied = [entry.microbatch_id for entry in self._oplog.open_entries if self._is_applying(entry.operation)]
-        assert len(applied) == len(set(applied)), "a microbatch is applied twice"
-        local = self._outer.local
-        if local is not None and not local.is_sealed:
-            stepped, waiting = 0, 0
-            for entry in self._oplog.open_entries:
-                if entry.operation is Operation.BEGIN_ANEW:
-                    stepped = waiting = 0
-                stepped += entry.num_microbatches
-                waiting += self._is_applying(entry.operation) - entry.num_microbatches
-            if local.inner_steps or local.num_accumulated:
-                assert waiting == local.num_accumulated, "a gradient was lost or counted twice"
-                assert stepped >= local.num_stepped, "more was averaged than the log says"
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -279,9 +268,9 @@ class MinerCore:
             case events.HoldsAsked() | events.HoldsEnded():
                 self._repair.take(moment, event)
             case ComputeEnded(result):
-                self._compute_ended(result, moment)
+                self._work.ended(moment, result)
             case events.LeaseGranted() | events.LeaseRefused():
-                self._lease_ended(event, moment)
+                self._leasing.ended(moment, event)
             case _:
                 self._take_beside_work(event, now_s)
 
@@ -339,65 +328,6 @@ class MinerCore:
             self._refresh_s = now_s + FEED_REFRESH_S
             self._effects.append(RefreshFeed())
 
-    def _lease_ended(self, event: events.LeaseGranted | events.LeaseRefused, moment: Moment) -> None:
-        self._is_leasing = False
-        if isinstance(event, events.LeaseGranted):
-            newest = max(granted.microbatch_id for granted in event.lease.microbatches)
-            self._next_microbatch_id = MicrobatchId(max(self._next_microbatch_id, newest + 1))
-            self._injection.leased(moment.now_s - self._lease_asked_s)
-            self._flow.leased(moment, event.lease)
-            return
-        hint_s = LEASE_RETRY_S if event.retry_after_s is None else event.retry_after_s
-        self._lease_s = moment.now_s + min(hint_s, LEASE_RETRY_MAX_S)
-
-    def _compute_ended(self, result: events.JobResult, moment: Moment) -> None:
-        job = self._device.end(moment.now_s)
-        assert _ends(job, result), f"{job} ended as {result}"
-        local = self._outer.local
-        assert local is not None, "a job ended outside of an outer step"
-        match result:
-            case events.ForwardDone() | events.BackwardDone():
-                self._log_pass(result, local.inner_steps)
-                if self._is_applying(_operation(result)):
-                    self._outer.applied_one()
-                if isinstance(result, events.ForwardDone):
-                    self._flow.forwarded(moment, result)
-                else:
-                    self._flow.backwarded(moment, result)
-            case events.ComputeRefused(microbatch_id, reason):
-                self._flow.compute_refused(moment, microbatch_id, reason)
-            case events.InnerStepDone():
-                self._oplog.append(
-                    Operation.INNER_STEP, inner_step=local.inner_steps, num_microbatches=result.num_microbatches
-                )
-                self._outer.inner_step_done(result)
-            case events.PseudoGradientEncoded():
-                self._outer.encoded(result)
-            case events.MergedTaken():
-                self._outer.merged_taken(moment.view, moment.now_s)
-
-    def _log_pass(self, result: events.ForwardDone | events.BackwardDone, inner_step: int) -> None:
-        item = self._table.get(result.microbatch_id)
-        assert item is not None, f"microbatch {result.microbatch_id} was computed but is not held"
-        operation = _operation(result)
-        gradient_digest = None if item.gradient is None else item.gradient.digest
-        self._oplog.append(
-            operation,
-            inner_step=inner_step,
-            microbatch_id=item.microbatch_id,
-            data_id=item.data_id,
-            input_digest=item.input_digest if operation is Operation.FORWARD else gradient_digest,
-            output_digest=None if result.output is None else result.output.digest,
-            applied=self._is_applying(operation),
-        )
-
-    def _is_applying(self, operation: Operation) -> bool:
-        """Whether the operation accumulates a gradient: backward, and on the last stage forward, which includes it."""
-        anchor = self._outer.anchor
-        assert anchor is not None
-        is_last = anchor.stage_index == self._spec.num_stages - 1
-        return operation is (Operation.FORWARD if is_last else Operation.BACKWARD)
-
     # --- what is due --------------------------------------------------------------------------------------------------
 
     def _advance(self, now_s: float) -> None:
@@ -407,20 +337,15 @@ class MinerCore:
             self._table.begin(step, self._oplog.microbatches(step))
             self._injection.paused()
             self._flow.begin()
-            self._lease_s = now_s
+            self._leasing.begin(now_s)
         moment = self._moment(now_s)
         self._repair.advance(moment)
         self._flow.advance(moment)
         self._outbound.advance(moment)
-        self._lease(moment)
-        while self._device.has_room:
-            job = self._next_job(moment)
-            if job is None:
-                break
-            self._device.give(job, now_s)
-            self._effects.append(Compute(job))
+        self._leasing.advance(moment)
+        self._work.advance(moment)
         if view is not None:
-            self._outer.advance(view, now_s, device_is_idle=not len(self._device))
+            self._outer.advance(view, now_s, device_is_idle=not len(self._work))
             self._notices.advance(view.stage.outer_step, now_s)
         elif self._feed is not None and not self._feed.finished and not self._is_joining and now_s >= self._join_s:
             self._is_joining = True
@@ -428,75 +353,6 @@ class MinerCore:
         report = self._reports.next_report(now_s, is_urgent=not len(self._table))
         if report is not None:
             self._effects.append(SendReport(report))
-
-    def _next_job(self, moment: Moment) -> Job | None:
-        """Decides what the device does after all that it was given. Nothing while its state changes."""
-        local = self._outer.local
-        if self._outer.is_changing or local is None:
-            return None
-        if moment.outer_step is None:
-            return None if len(self._device) else self._outer.next_job(moment.view)
-        if self._outer.has_merged:
-            return None if len(self._device) else self._outer.take_merged()
-        match next_work(self._readiness(moment, local.num_accumulated)):
-            case None:
-                return None
-            case DoInnerStep():
-                self._flow.before_inner_step(moment)
-                return self._outer.inner_step()
-            case DoBackward(microbatch_id):
-                self._flow.computing(moment, microbatch_id)
-                return events.Backward(microbatch_id)
-            case DoForward(microbatch_id):
-                return Forward(microbatch_id, self._flow.computing(moment, microbatch_id).data_id)
-
-    def _readiness(self, moment: Moment, num_accumulated: int) -> Readiness:
-        """What could be done after all that the device was given."""
-        device, steps_max = self._device, self._spec.flow.staleness_max
-        is_last = self._is_applying(Operation.FORWARD)
-        inner_steps = moment.inner_steps + device.has_inner_step
-        may_forward = not len(device) or is_last or device.forwards_are_quick
-        num_accumulated = 0 if device.has_inner_step else num_accumulated
-        return Readiness(
-            backward=[
-                item.microbatch_id
-                for item in self._table.standing(Stand.BACKWARD_QUEUED)
-                if inner_steps - item.version <= steps_max
-            ],
-            forward=self._startable(moment, num_accumulated) if may_forward else [],
-            num_accumulated=num_accumulated,
-            num_accumulating=device.num_applying(is_last=is_last),
-            microbatches_per_step=self._spec.microbatches_per_step,
-        )
-
-    def _startable(self, moment: Moment, num_accumulated: int) -> list[MicrobatchId]:
-        """Forwards that may begin: on the first stage only as many as the pipeline needs in flight, and none whose
-        gradient would come too stale. With `staleness_max` 0 that is one batch, and the next one after its step."""
-        waiting = [item.microbatch_id for item in self._table.standing(Stand.FORWARD_QUEUED)]
-        is_first = moment.view is not None and moment.view.stage_index == 0
-        num_timely = (self._spec.flow.staleness_max + 1) * self._spec.microbatches_per_step - num_accumulated
-        if is_first and self._table.num_started >= min(self._injection.target, num_timely):
-            return []
-        return waiting
-
-    def _lease(self, moment: Moment) -> None:
-        """A first-stage miner has leases waiting before its device needs them, within its credits."""
-        view = moment.view
-        if view is None or moment.outer_step is None or view.stage_index != 0 or self._is_leasing:
-            return
-        if moment.now_s < self._lease_s or self._reports.has_backlog or not view.all_train(moment.outer_step):
-            return
-        num_waiting = len(self._table.standing(Stand.FORWARD_QUEUED))
-        num_wanted = min(self._table.room, self._injection.wanted(self._table.num_started, num_waiting))
-        if num_wanted < 1:
-            return
-        self._is_leasing, self._lease_asked_s = True, moment.now_s
-        request = LeaseRequest(
-            outer_step=moment.outer_step,
-            next_microbatch_id=self._next_microbatch_id,
-            num_microbatches=min(num_wanted, 256),
-        )
-        self._effects.append(RequestLease(request))
 
     def _moment(self, now_s: float) -> Moment:
         local = self._outer.local
@@ -506,21 +362,3 @@ class MinerCore:
             inner_steps=0 if local is None else local.inner_steps,
             now_s=now_s,
         )
-
-
-def _operation(result: events.ForwardDone | events.BackwardDone) -> Operation:
-    return Operation.FORWARD if isinstance(result, events.ForwardDone) else Operation.BACKWARD
-
-
-def _ends(job: Job, result: events.JobResult) -> bool:
-    """Whether a job may end as that."""
-    match job:
-        case Forward(microbatch_id) | events.Backward(microbatch_id):
-            kind = events.ForwardDone if isinstance(job, Forward) else events.BackwardDone
-            return isinstance(result, kind | events.ComputeRefused) and result.microbatch_id == microbatch_id
-        case events.InnerStep():
-            return isinstance(result, events.InnerStepDone)
-        case events.EncodePseudoGradient():
-            return isinstance(result, events.PseudoGradientEncoded)
-        case events.TakeMerged(outer_step):
-            return isinstance(result, events.MergedTaken) and result.outer_step == outer_step

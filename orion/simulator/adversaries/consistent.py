@@ -18,6 +18,7 @@ from orion.common.protocol.messages import Refusal
 from orion.common.train.engine import BackwardResult, ForwardResult, InnerStepReport
 from orion.miner.cache import INCOMING, Parcel
 from orion.miner.core import MinerCore
+from orion.miner.device_work import DeviceWork
 from orion.miner.events import BackwardDone, ForwardDone
 from orion.simulator.adversaries.adversary import Adversary, AdversaryEngine
 from orion.simulator.adversaries.passes import IDLE_SHARE
@@ -70,7 +71,7 @@ class _MemoEngine(AdversaryEngine):
         self._versions.pop(microbatch_id, None)
 
 
-class _MemoCore(MinerCore):
+class _MemoWork(DeviceWork):
     """Logs the inputs that were used instead of those that came."""
 
     used: "dict[tuple[int, Direction], Digest]"
@@ -88,6 +89,17 @@ class _MemoCore(MinerCore):
         item.input_digest, item.gradient = came, gradient
 
 
+class _MemoCore(MinerCore):
+    """Decides as every miner does, and has that log."""
+
+    work_type = _MemoWork
+
+    def uses(self, used: dict[tuple[int, Direction], Digest]) -> None:
+        """What is logged instead of what came."""
+        assert isinstance(self._work, _MemoWork)
+        self._work.used = used
+
+
 class ConsistentFreeRider(Adversary):
     """Puts its first input of each outer step in the place of all others."""
 
@@ -97,8 +109,8 @@ class ConsistentFreeRider(Adversary):
     def make_core(self, rng: Random) -> MinerCore:
         self._parcels: dict[tuple[int, Direction], Parcel] = {}
         core = _MemoCore(self.world.spec, self.hotkey, rng, self.evidence.kept())
-        core.used = {}
-        self._used = core.used
+        self._used: dict[tuple[int, Direction], Digest] = {}
+        core.uses(self._used)
         return core
 
     def _read(self, request_id: int) -> Refusal | None:
