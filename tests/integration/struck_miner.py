@@ -64,9 +64,14 @@ class StruckCore(MinerCore):
             os.kill(os.getpid(), signal.SIGKILL if order["blow"] == "kill" else signal.SIGSTOP)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Is such a miner until it is told to stop."""
     task = json.loads(sys.argv[1])
     stop_when_stdin_closes()
     StruckCore.orders = Path(task["orders"])
     service.MinerCore = StruckCore  # type: ignore[misc]
     asyncio.run(service.serve(MinerConfig.model_validate(task["config"]), keypair_from_uri(task["key"])))
+
+
+if __name__ == "__main__":
+    main()
