@@ -106,10 +106,10 @@ def first_check(
     last_turn: dict[Hotkey, int] = {}
     for outer_step in range(_ROUNDS_MAX):
         now = suspicions.get(min(outer_step, num_seen - 1), {})
-        (drawn,) = draw_checks(set(miners), last_turn, outer_step, 1, rng, rules=RULES, suspicions=now)
-        if drawn.hotkey == attacker:
+        drawn = draw_checks(set(miners), last_turn, outer_step, 1, rng, rules=RULES, suspicions=now)
+        if any(draw.hotkey == attacker for draw in drawn):
             return outer_step + 1
-        last_turn[drawn.hotkey] = outer_step
+        last_turn |= {draw.hotkey: outer_step for draw in drawn}
     return _ROUNDS_MAX
 
 

@@ -66,7 +66,7 @@ class ValidationRules(Section):
     """How much is checked, and what still counts as honest."""
 
     checks_per_outer_step: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Miners whose log one validator replays per outer step."""
+    """Miners whose log one validator replays per outer step; up to a quarter more while some were not verified yet."""
     reductions_per_outer_step: Annotated[int, Field(ge=0, le=4096)] = 2
     """Partitions, of all stages together, whose mean one validator reduces again per outer step."""
     replay_ops_max: Annotated[int, Field(ge=1)] = 16

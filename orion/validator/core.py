@@ -20,13 +20,13 @@ from dataclasses import asdict
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
-from orion.common.ledger.scoring import verified_steps, window_start
+from orion.common.ledger.scoring import verified_steps, verifying_subject, window_start
 from orion.common.protocol.codec import activation_spec, body_size
 from orion.common.protocol.records import (
     Verdict,
 )
 from orion.validator.budget import Spending
-from orion.validator.check import Check, Ending, EndingKind, Target
+from orion.validator.check import Check, Ending, EndingKind
 from orion.validator.config import Budget
 from orion.validator.errand import Errands, notice_of_missing
 from orion.validator.events import (
@@ -68,6 +68,7 @@ from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
 from orion.validator.round import Round, contribution_of, target_of
 from orion.validator.sampling import draw_checks
+from orion.validator.turns import Turns
 from orion.validator.weight_duty import WeightDuty
 
 FEED_PATIENCE_S = 60.0
@@ -96,8 +97,7 @@ class ValidatorCore:
         self._lookout = Lookout()
         self._round: Round | None = None
         self._last_round = -1
-        self._last_turn: dict[Hotkey, int] = {}
-        """Newest outer step of each miner that was to verify it, here, whatever came of it."""
+        self._turns = Turns()
         self._has_requested_final_weights = False
         self._notices: list[Notice] = []
         self.num_checks = 0
@@ -139,7 +139,7 @@ class ValidatorCore:
         assert current.targets is None or current.commitments is not None, "drawn before the commitments"
         assert current.check is None or current.check.target.outer_step == current.outer_step
         num_logs = sum(subject is not Subject.REDUCTION for _, subject in current.verdicts)
-        assert num_logs <= self._spec.validation.checks_per_outer_step
+        assert num_logs <= 2 * self._spec.validation.checks_per_outer_step, "more than the usual and those on top"
         assert all(verdict.outer_step == current.outer_step for verdict in current.verdicts.values())
         if current.check is not None:
             checked = {miner for miner, subject in current.verdicts if subject is not Subject.REDUCTION}
@@ -332,20 +332,20 @@ class ValidatorCore:
         outer_step = current.outer_step
         records = {record.hotkey: record for record in current.commitments.records if record.commitment.num_entries > 0}
         there = {hotkey for hotkey in records if self._members.url(hotkey) is not None}
-        for miner, verified in verified_steps(current.ledger, self._spec).items():
-            self._last_turn[miner] = max(verified, self._last_turn.get(miner, -1))
+        self._turns.verified(verified_steps(current.ledger, self._spec))
         suspicions = self._lookout.suspicions(self._members.stages)
         if suspicions:
             suspects = {hotkey: round(suspicion, 2) for hotkey, suspicion in sorted(suspicions.items())}
             self._notices.append(Notice("info", "suspects", {"outer_step": outer_step, "suspects": suspects}))
         drawn = draw_checks(
             there,
-            self._last_turn,
+            self._turns.last,
             outer_step,
             self._num_checks,
             self._rng,
             rules=self._spec.validation,
             suspicions=suspicions,
+            in_vain=self._turns.in_vain,
         )
         current.targets = [target_of(records[draw.hotkey], draw, outer_step) for draw in drawn]
         return True
@@ -397,14 +397,11 @@ class ValidatorCore:
         }
         if check.replay_result is not None:
             fields |= asdict(check.replay_result)
+        if target.verifies:
+            self._note_turn(check, ending)
         if ending.kind is EndingKind.UNDECIDED:
-            is_withheld = check.ending is not None and check.ending.kind is EndingKind.WITHHELD
-            if not is_withheld and self._members.was_there(target.miner, target.outer_step):
-                # Whoever cannot be replayed here must not keep the others from being looked at.
-                self._had_turn(target)
             self._notices.append(Notice("warning", "check_undecided", fields))
             return
-        self._had_turn(target)
         passed = ending.kind is EndingKind.PASSED
         verdict = Verdict(
             miner=target.miner,
@@ -417,10 +414,17 @@ class ValidatorCore:
         self._judge(current, verdict)
         self._notices.append(Notice("info" if passed else "warning", "check_ended", {**fields, "passed": passed}))
 
-    def _had_turn(self, target: Target) -> None:
-        """Even where the whole could not be replayed: a miner of which it never can must not take everybody's turn."""
-        if target.verifies:
-            self._last_turn[target.miner] = max(target.outer_step, self._last_turn.get(target.miner, -1))
+    def _note_turn(self, check: Check, ending: Ending) -> None:
+        """What a check that was to verify its miner has come to. Also one that could not be made is a turn: a miner of
+        which the whole never can be replayed must not take everybody's."""
+        target = check.target
+        if ending.kind is EndingKind.PASSED and check.subject is verifying_subject(self._spec):
+            self._turns.verified({target.miner: target.outer_step})
+            return
+        is_withheld = check.ending is not None and check.ending.kind is EndingKind.WITHHELD
+        is_away = is_withheld or not self._members.was_there(target.miner, target.outer_step)
+        was_there = ending.kind is not EndingKind.UNDECIDED or not is_away
+        self._turns.tried_in_vain(target.miner, target.outer_step, was_there=was_there)
 
     @property
     def _num_checks(self) -> int:

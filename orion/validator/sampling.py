@@ -1,10 +1,11 @@
 """Who is checked, and how far. Pure; the validator's own generator decides, after the commitments are in.
 
 Nobody can know beforehand whether it will be checked, everybody is reached, and nobody waits long to be verified: a
-miner's work is paid as far as a replay of a whole outer step verified it. Newcomers, of whom none has, come first.
-When all were verified, half of the draws go to anybody, because who knows the turns would cheat right after its own;
-the others go by turns, the longest unverified first. Those that something points at (`suspicion`) get half of all
-draws, of which surprise and turns leave half each.
+miner's work is paid as far as a replay of a whole outer step verified it. So whoever was never verified comes first,
+those before all others that were not tried yet. That leaves those who were verified unwatched just as long as others
+join, so meanwhile some of them are drawn on top, beside the usual number. When all were verified, half of the draws go
+to anybody, because who knows the turns would cheat right after its own; the others go by turns, the longest unverified
+first. Those that something points at (`suspicion`) get half of all draws, of which surprise and turns leave half each.
 """
 
 import random
@@ -20,8 +21,14 @@ SURPRISE_SHARE = 0.5
 """Of the draws, those that pay no heed to whose turn it is. With a quarter a miner that knows the turns and cheats in
 the first half of each wait gained by it, with half it loses (`docs/SCORING.md`)."""
 
-SURPRISE_SHARE_EARLY = 0.1
-"""The same while there are newcomers, who are paid next to nothing until it is their turn."""
+ON_TOP_SHARE = 0.25
+"""For each draw that somebody has who was not verified yet, how often one of the others is drawn too. So whoever was
+verified and cheats while newcomers have the turns is still looked at wholly with a probability that, times a window of
+50 outer steps' pay, is more than an outer step's work costs, at a check for every six miners."""
+
+TRIES_FREE = 2
+"""Draws that a miner has at once until one verifies it. Each further one is half as likely as the one before, so that
+a miner that can never be verified, or goes away when it is asked, takes two more draws from the others altogether."""
 
 SUSPECT_SHARE = 0.5
 """Of the draws, those that go to suspects while there are any; a false alarm thus costs others half their turns."""
@@ -45,23 +52,39 @@ def draw_checks(
     *,
     rules: ValidationRules,
     suspicions: Mapping[Hotkey, float] | None = None,
+    in_vain: Mapping[Hotkey, int] | None = None,
 ) -> tuple[Draw, ...]:
-    """Draws up to `num_checks` different miners of those that can be checked on `outer_step`.
+    """Draws up to `num_checks` different miners of those that can be checked on `outer_step`, and on top of them, while
+    there are miners that were not verified yet, some of the others: as many again at most.
 
     `last_turn` names the newest outer step that verified each miner, or was to; who is missing from it is a newcomer.
-    `suspicions` weighs those that should be looked at soon; a check of one that is suspicious still is worth more, the
-    longer ago its last turn was. Draws that verify come first, so that they are what can be afforded.
+    `in_vain` names those among the others that are still to be verified, with the checks that were to do so and have
+    not. `suspicions` weighs those that should be looked at soon; a check of one that is suspicious still is worth more,
+    the longer ago its last turn was. Newcomers come first and draws that verify next, so that they are what can be
+    afforded.
     """
     # Sorted, so that the draw depends on the generator and not on the order of a set.
     left = sorted(miners)
-    turns = _Turns(last_turn, outer_step, _outer_steps_between_turns(len(left), num_checks, rules), rules)
-    drawn: list[Draw] = []
-    while left and len(drawn) < num_checks:
-        suspects = {hotkey: suspicion for hotkey in left if (suspicion := (suspicions or {}).get(hotkey, 0.0)) > 0.0}
-        draw = _draw_one(left, turns, suspects, rng)
-        left.remove(draw.hotkey)
-        drawn.append(draw)
-    return tuple(sorted(drawn, key=lambda draw: not draw.verifies))
+    between = _outer_steps_between_turns(len(left), num_checks, rules)
+    turns = _Turns(last_turn, in_vain or {}, suspicions or {}, outer_step, between, rules)
+    unverified: list[Draw] = []
+    usual: list[Draw] = []
+    while left and len(unverified) + len(usual) < num_checks:
+        hotkey = _draw_unverified(left, turns, rng)
+        if hotkey is not None:
+            unverified.append(Draw(hotkey, verifies=True))
+        else:
+            usual.append(_draw_usual(left, turns, rng))
+            hotkey = usual[-1].hotkey
+        left.remove(hotkey)
+    on_top: list[Draw] = []
+    for _ in unverified:
+        others = [hotkey for hotkey in left if turns.num_tries(hotkey) is None]
+        if others and rng.random() < ON_TOP_SHARE:
+            hotkey = _suspect_or_anybody(others, turns, rng)
+            on_top.append(Draw(hotkey, verifies=rng.random() < _verifying_share(rules)))
+            left.remove(hotkey)
+    return (*unverified, *sorted(usual, key=lambda draw: not draw.verifies), *on_top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +102,11 @@ def draw_extent(
 ) -> Extent:
     """How much of a log of one entry at least is replayed.
 
-    The whole when the check is to verify it, the run has whole replays, the miner has finished and kept it, and the
-    validator can afford it; else a prefix of what was kept, of which every length up to the bounds is as likely.
+    The whole when the check is to verify it, the run has whole replays, the miner has kept it, and the validator can
+    afford it; else a prefix of what was kept, of which every length up to the bounds is as likely. A log that was not
+    finished is replayed wholly too, or leaving one so would hide what comes after the longest prefix.
     """
-    is_there = commitment.is_final and commitment.num_kept == commitment.num_entries <= operations_max
+    is_there = commitment.num_kept == commitment.num_entries <= operations_max
     if verifies and rules.whole_share > 0 and is_there:
         return Extent(commitment.num_entries, is_whole=True)
     return Extent(rng.randint(1, min(commitment.num_kept, rules.replay_ops_max, operations_max)), is_whole=False)
@@ -101,6 +125,8 @@ def _verifying_share(rules: ValidationRules) -> float:
 @dataclass(frozen=True, slots=True)
 class _Turns:
     last_turn: Mapping[Hotkey, int]
+    in_vain: Mapping[Hotkey, int]
+    suspicions: Mapping[Hotkey, float]
     outer_step: int
     outer_steps_between: float
     rules: ValidationRules
@@ -108,26 +134,44 @@ class _Turns:
     def waited(self, hotkey: Hotkey) -> int:
         return max(1, self.outer_step - self.last_turn.get(hotkey, -1))
 
+    def num_tries(self, hotkey: Hotkey) -> int | None:
+        """How often somebody who was never verified was tried; None for those who were."""
+        return self.in_vain.get(hotkey, None if hotkey in self.last_turn else 0)
 
-def _draw_one(left: Sequence[Hotkey], turns: _Turns, suspects: Mapping[Hotkey, float], rng: random.Random) -> Draw:
-    newcomers = [hotkey for hotkey in left if hotkey not in turns.last_turn]
+    def suspects(self, among: Sequence[Hotkey]) -> dict[Hotkey, float]:
+        """Who is suspicious, weighed by how long ago it was looked at."""
+        found = {hotkey: self.suspicions.get(hotkey, 0.0) * self.waited(hotkey) for hotkey in among}
+        return {hotkey: weight for hotkey, weight in found.items() if weight > 0.0}
+
+
+def _draw_unverified(left: Sequence[Hotkey], turns: _Turns, rng: random.Random) -> Hotkey | None:
+    """One of those that were tried least; None when all are verified, or their tries have become rare."""
+    tries = {hotkey: num for hotkey in left if (num := turns.num_tries(hotkey)) is not None}
+    if not tries:
+        return None
+    least = min(tries.values())
+    if least >= TRIES_FREE and rng.random() >= 0.5 ** (least - TRIES_FREE + 1):
+        return None
+    return _suspect_or_anybody([hotkey for hotkey, num in tries.items() if num == least], turns, rng)
+
+
+def _suspect_or_anybody(among: Sequence[Hotkey], turns: _Turns, rng: random.Random) -> Hotkey:
+    suspects = turns.suspects(among)
+    if suspects and rng.random() < SUSPECT_SHARE:
+        return rng.choices(list(suspects), weights=list(suspects.values()))[0]
+    return rng.choice(among)
+
+
+def _draw_usual(left: Sequence[Hotkey], turns: _Turns, rng: random.Random) -> Draw:
     verifies = rng.random() < _verifying_share(turns.rules)
     kind = rng.random()
-    if newcomers:
-        suspects = {hotkey: suspicion for hotkey, suspicion in suspects.items() if hotkey in newcomers}
-        surprise_share = SURPRISE_SHARE_EARLY
-    else:
-        surprise_share = SURPRISE_SHARE * (1 - SUSPECT_SHARE) if suspects else SURPRISE_SHARE
+    suspects = turns.suspects(left)
+    surprise_share = SURPRISE_SHARE * (1 - SUSPECT_SHARE) if suspects else SURPRISE_SHARE
     if kind < surprise_share:
-        hotkey = rng.choice(left)
-    elif suspects and kind < surprise_share + SUSPECT_SHARE:
-        weights = [suspicion * turns.waited(suspect) for suspect, suspicion in suspects.items()]
-        hotkey = rng.choices(list(suspects), weights=weights)[0]
-    elif newcomers:
-        hotkey = rng.choice(newcomers)
-    elif verifies:
-        overdue = [miner for miner in left if turns.waited(miner) >= turns.outer_steps_between]
-        hotkey = rng.choices(overdue or left, weights=[turns.waited(miner) for miner in overdue or left])[0]
-    else:
-        hotkey = rng.choice(left)
-    return Draw(hotkey, verifies or hotkey in newcomers)
+        return Draw(rng.choice(left), verifies)
+    if suspects and kind < surprise_share + SUSPECT_SHARE:
+        return Draw(rng.choices(list(suspects), weights=list(suspects.values()))[0], verifies)
+    if not verifies:
+        return Draw(rng.choice(left), verifies)
+    overdue = [miner for miner in left if turns.waited(miner) >= turns.outer_steps_between]
+    return Draw(rng.choices(overdue or left, weights=[turns.waited(miner) for miner in overdue or left])[0], verifies)

@@ -4,7 +4,9 @@
             Σ FLOPs of the backward passes that count × what the miner did for the merge
 
 Within the window of `score_window_outer_steps` up to the ledger's newest outer step, a miner's backward passes of an
-outer step count as far as both ends of each transfer agree and its commitment covers them, so that they can be checked.
+outer step count as far as both ends of each transfer agree and its newest commitment says that inner steps have
+averaged them: so they are in its log, can be checked, and are in the pseudo-gradient that the log leads to. What was
+done before the log was begun anew is not.
 They count in full when its pseudo-gradient is in the mean of every partition and its bytes stand in every partition
 that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between.
 
@@ -91,13 +93,18 @@ def failed_checks(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, tuple[int, ...]
     return {miner: tuple(sorted(outer_steps)) for miner, outer_steps in failed.items()}
 
 
+def verifying_subject(spec: RunSpec) -> Subject:
+    """What a passed check must be of, that it verifies its miner's work."""
+    return Subject.WHOLE if spec.validation.whole_share > 0 else Subject.LOG
+
+
 def verified_steps(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, int]:
     """Of each miner, the newest outer step of the window that some validator replayed to its pseudo-gradient, finding
     no fault; who is missing was not verified.
 
     Where the run's rules know no whole replays, that of a log's beginning is all that can be asked.
     """
-    subject = Subject.WHOLE if spec.validation.whole_share > 0 else Subject.LOG
+    subject = verifying_subject(spec)
     start = window_start(ledger.outer_step, spec)
     verified: dict[Hotkey, int] = {}
     for record in ledger.verdicts:
@@ -112,12 +119,18 @@ def paid_until_steps(ledger: Ledger, spec: RunSpec) -> dict[Hotkey, int]:
 
     That is as far after its newest verified outer step as validators have not yet made a turn of checks, as many as
     there are miners in a full swarm. Counted in checks and not in outer steps, so that nobody loses pay where
-    validators are slow, or away.
+    validators are slow, or away; and of each validator only as many of an outer step as are usual, so that nobody does
+    where it draws more, because others have joined.
     """
     turn = spec.num_stages * spec.replicas
-    checks = Counter(
-        record.verdict.outer_step for record in ledger.verdicts if record.verdict.subject is not Subject.REDUCTION
+    given = Counter(
+        (record.validator, record.verdict.outer_step)
+        for record in ledger.verdicts
+        if record.verdict.subject is not Subject.REDUCTION
     )
+    checks: Counter[int] = Counter()
+    for (_, outer_step), num_given in given.items():
+        checks[outer_step] += min(num_given, spec.validation.checks_per_outer_step)
     paid_until = {}
     for hotkey, verified in verified_steps(ledger, spec).items():
         later = range(verified + 1, ledger.outer_step + 1)

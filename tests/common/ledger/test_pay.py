@@ -63,8 +63,9 @@ def test_pay_says_how_much_of_the_work_waits_for_verification() -> None:
     ledger.train(2, 0)
     assert [step.waiting for step in pay_of(ledger, miner).steps] == [False, False]
     for number in range(spec.num_stages * spec.replicas + 1):
+        validator_key = keypair_from_uri(f"//validator/{number}")
         other = hotkey_of(keypair_from_uri(f"//other/{number}"))
-        ledger.says(VALIDATOR_KEY, None, Verdict(miner=other, outer_step=1, passed=True, num_operations=2))
+        ledger.says(validator_key, None, Verdict(miner=other, outer_step=1, passed=True, num_operations=2))
     pay = pay_of(ledger, miner)
     assert [step.waiting for step in pay.steps] == [False, True], "a whole turn of checks later"
     assert pay.waiting_flops == pay.steps[1].counted_flops == pay.counted_flops / 3 > 0

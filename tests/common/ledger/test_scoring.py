@@ -390,8 +390,12 @@ def test_nobody_loses_pay_where_validators_check_less_than_they_should() -> None
     records = [work(MINERS[0], outer_step, 10.0) for outer_step in range(10)]
     looked = verdict(VALIDATORS[0], MINERS[0], 1, True, subject=Subject.WHOLE)
     assert scores(ledger(records, [looked]), spec) == {MINERS[0]: 100.0}
-    late = others_checked(7, 7)
-    assert scores(ledger(records, [looked, *late]), spec) == {MINERS[0]: pytest.approx(73.0)}
+    usual = [
+        verdict(validator, hotkey("Bystander", number), 7, True) for validator in VALIDATORS[:3] for number in range(3)
+    ]
+    assert scores(ledger(records, [looked, *usual]), spec) == {MINERS[0]: pytest.approx(73.0)}
+    more_than_usual = others_checked(7, 7)
+    assert scores(ledger(records, [looked, *more_than_usual]), spec) == {MINERS[0]: 100.0}, "nor where it checks more"
     means = [
         verdict(VALIDATORS[0], hotkey("Reducer", number), 2, True, subject=Subject.REDUCTION) for number in range(9)
     ]
