@@ -82,13 +82,15 @@ def log_fault(
     if fault := proof_fault(marks, log.start, [entry_bytes(entry) for entry in log.entries], log.proof):
         return f"log does not match its commitments: {fault}"
     reader = _Reader(position, spec)
-    claims = {commitment.num_entries: commitment.num_applied for commitment in commitments}
+    claims = {commitment.num_entries: commitment for commitment in commitments}
     for index, entry in enumerate(log.entries):
         if fault := reader.read(entry, is_last_entry=index == request.sizes[-1] - 1):
             return f"log entry {index}: {fault}"
-        claimed = claims.get(index + 1, reader.num_applied)
-        if claimed != reader.num_applied:
-            return f"commitment claims {claimed} microbatches, the log has {reader.num_applied}"
+        if claim := claims.get(index + 1):
+            if claim.num_applied != reader.num_applied:
+                return f"commitment claims {claim.num_applied} microbatches, the log has {reader.num_applied}"
+            if claim.num_contributed > reader.num_averaged:
+                return f"commitment claims {claim.num_contributed} in inner steps, the log has {reader.num_averaged}"
     return None
 
 
@@ -134,6 +136,8 @@ class _Reader:
         self._is_ahead = False
         """The outer step was begun before its anchor was there, which has not come yet."""
         self.num_applied = 0
+        self.num_averaged = 0
+        """By the inner steps since the outer step was last begun."""
 
     def read(self, entry: LogEntry, is_last_entry: bool) -> str | None:
         """What is wrong with the next entry."""
@@ -200,6 +204,7 @@ class _Reader:
             return f"averages {entry.num_microbatches} microbatches, {self._num_since_step} of at most {full} waited"
         if entry.num_microbatches < full and not is_last_entry:
             return f"averages {entry.num_microbatches} microbatches, and is not the last"
+        self.num_averaged += self._num_since_step
         self._num_since_step = 0
         self._inner_step += 1
         return None
@@ -211,7 +216,7 @@ class _Reader:
         self._num_beginnings += 1
         if self._num_beginnings > BEGINNINGS_MAX:
             return f"begins the outer step more than {BEGINNINGS_MAX} times"
-        self._num_since_step = 0
+        self._num_since_step = self.num_averaged = 0
         self._is_ahead = False
         self._lost |= self._forwarded.keys() - self._backwarded
         return None

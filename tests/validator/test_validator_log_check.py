@@ -21,20 +21,20 @@ def honest() -> list[WorkingMiner]:
     return trained(SPEC)
 
 
-def commitment_to(entries: Sequence[LogEntry], num_applied: int) -> Commitment:
+def commitment_to(entries: Sequence[LogEntry], num_applied: int, num_contributed: int = 0) -> Commitment:
     return Commitment(
         outer_step=0,
         num_entries=len(entries),
         num_applied=num_applied,
-        num_contributed=0,
+        num_contributed=num_contributed,
         num_kept=len(entries),
         root=log_root(entries),
         is_final=True,
     )
 
 
-def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int) -> str | None:
-    commitment = commitment_to(entries, num_applied)
+def fault_of(entries: list[LogEntry], stage_index: int, num_applied: int, num_contributed: int = 0) -> str | None:
+    commitment = commitment_to(entries, num_applied, num_contributed)
     request = request_of([commitment], len(entries))
     return log_fault([commitment], request, answer_to(request, entries), Position(stage_index, 3), SPEC)
 
@@ -46,6 +46,22 @@ def test_honest_logs_have_no_fault(honest: list[WorkingMiner]) -> None:
 
 def test_claims_must_be_in_the_log(honest: list[WorkingMiner]) -> None:
     assert "claims 8" in str(fault_of(honest[1].entries, 1, 8))
+
+
+def test_what_is_claimed_to_be_in_the_pseudo_gradient_was_averaged_since_the_last_beginning(
+    honest: list[WorkingMiner],
+) -> None:
+    full = honest[1].entries
+    assert fault_of(full, 1, 7, 7) is None
+    place = next(index for index, entry in enumerate(full) if entry.operation is Operation.INNER_STEP)
+    some = full[:place]
+    num_waiting = sum(entry.operation is Operation.BACKWARD for entry in some)
+    assert num_waiting > 0
+    assert fault_of(some, 1, num_waiting, 0) is None
+    assert "in inner steps, the log has 0" in str(fault_of(some, 1, num_waiting, num_waiting))
+    anew = [*full[: place + 1], BEGIN_ANEW]
+    assert fault_of(full[: place + 1], 1, num_waiting, num_waiting) is None
+    assert "claims 1 in inner steps, the log has 0" in str(fault_of(anew, 1, num_waiting, 1))
 
 
 def test_the_log_must_be_the_committed_one(honest: list[WorkingMiner]) -> None:

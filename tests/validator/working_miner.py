@@ -184,7 +184,7 @@ class WorkingMiner:
             outer_step=0,
             num_entries=len(entries),
             num_applied=num_applied,
-            num_contributed=num_applied,
+            num_contributed=sum(entry.num_microbatches for entry in entries),
             num_kept=len(entries),
             root=log_root(entries),
             is_final=is_final,

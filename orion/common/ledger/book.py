@@ -337,7 +337,7 @@ class LedgerBook:
             stage_index=stage_index,
             outer_step=outer_step,
             num_microbatches=step.num_credited[(hotkey, stage_index)],
-            num_committed=committed.commitment.num_applied if committed is not None and is_covered else 0,
+            num_committed=committed.commitment.num_contributed if committed is not None and is_covered else 0,
             merge=None if merge is None else merge_share(merge, hotkey),
             flops=flops,
         )

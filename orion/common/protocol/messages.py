@@ -576,10 +576,10 @@ class Commitment(Message):
     outer_step: Step
     num_entries: Annotated[int, Field(ge=0, le=LOG_ENTRIES_MAX)]
     num_applied: Count
-    """Backward passes in the log: the work that is claimed, and the most that can be paid."""
+    """Backward passes in the log."""
     num_contributed: Count
     """Of these, those that the inner steps since the log last began anew have averaged: the most that the
-    pseudo-gradient may weigh."""
+    pseudo-gradient may weigh, and the most that can be paid."""
     num_kept: Count
     """Leading entries whose tensors the miner keeps: only they can be replayed."""
     root: Blake3

@@ -23,9 +23,9 @@ class PaidStep(Message):
     num_credited: Count
     """Backward passes that both ends agree on."""
     num_committed: Count
-    """That its newest commitment covers."""
+    """Those that its inner steps have averaged since its log was last begun anew, as its newest commitment says."""
     counted_flops: Amount
-    """What they count: covered by a commitment, weighed by its part in the merge, before any failed check, and once
+    """What they count: `num_committed` at most, weighed by its part in the merge, before any failed check, and once
     they are verified."""
     num_receipts: Count
     num_matched: Count

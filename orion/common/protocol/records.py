@@ -233,7 +233,8 @@ class WorkRecord(Message):
     outer_step: Step
     num_microbatches: Count
     num_committed: Count
-    """Backward passes that its newest commitment covers: what can be checked. More than this does not count."""
+    """Backward passes that its inner steps have averaged since its log was last begun anew, as its newest commitment
+    says: what can be checked, and enters its pseudo-gradient. More than this does not count."""
     merge: MergeShare | None
     """None while the merge is not settled."""
     flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
