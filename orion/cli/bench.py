@@ -183,7 +183,7 @@ def adversaries(
     attack: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
     replay_s: Annotated[
         float, typer.Option(min=0.0, max=60.0, help="Virtual seconds that a validator's replay takes.")
-    ] = 0.5,
+    ] = 0.02,
     processes: Annotated[int, typer.Option(min=1, max=256, help="That share the trials.")] = 1,
     as_json: Json = False,
 ) -> None:

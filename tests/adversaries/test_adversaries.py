@@ -6,10 +6,12 @@ from orion.simulator.adversaries.catalogue import ATTACKS, attack_named
 from orion.simulator.adversaries.rows import EARNINGS_BEFORE_MAX
 from orion.simulator.adversaries.table import Laboratory, Setting, Table
 from orion.simulator.adversaries.trial import Trial
+from orion.simulator.validator_host import REPLAY_S
 
 SEED = 2
-SETTING = Setting(replicas_alone=3, outer_steps=4, checked_share=1.0, whole_share=1.0)
-"""Smaller swarms than the benchmark's, and more checks: an attack shows within a few outer steps."""
+SETTING = Setting(replicas_alone=3, outer_steps=4, checked_share=1.0, whole_share=1.0, replay_s=REPLAY_S)
+"""Smaller swarms than the benchmark's, and more checks: an attack shows within a few outer steps, also where the
+validator leaves some of them out."""
 
 FAILS_BY = {
     "noise_large": "forward",
