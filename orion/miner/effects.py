@@ -193,7 +193,8 @@ class ReducePartition:
 
 @dataclass(frozen=True, slots=True)
 class FetchSlices:
-    """Fetches what is there of a partition of all contributions, and holds it. Ends as `SlicesFetched`."""
+    """Fetches what is there of a partition of all contributions, and holds it; once all is there, also what that makes.
+    Ends as `SlicesFetched`."""
 
     stage_index: int
     outer_step: int

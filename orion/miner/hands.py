@@ -33,7 +33,7 @@ from orion.common.protocol.messages import (
     StateQuery,
     Uploaded,
 )
-from orion.common.protocol.reduction import reduce_partition, slice_refs, slices_in_order
+from orion.common.protocol.reduction import Reduction, reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
@@ -78,6 +78,9 @@ from orion.miner.events import (
 )
 from orion.miner.held_objects import HeldObjects
 from orion.miner.worker import DeviceWorker, TokenSource
+
+SLICES_WAIT_S = 1.0
+"""What a question for a slice that is on its way may wait for it, where the store can tell when it comes."""
 
 Question = RequestJoin | RequestLease | SendReport | SendNotice
 """One request to the orchestrator."""
@@ -207,8 +210,7 @@ class Hands:
             case ReducePartition():
                 return await self._reduce(deed)
             case FetchSlices() | FetchMean():
-                refs = [deed.object] if isinstance(deed, FetchMean) else self._slices(deed).values()
-                return _fetched(deed, is_complete=await self._objects.fetch(refs))
+                return await self._fetch_ahead(deed)
             case UploadCheckpoint():
                 return await self._upload_checkpoint(deed)
             case _:
@@ -292,13 +294,8 @@ class Hands:
         return UploadEnded(deed.outer_step, succeeded=True)
 
     async def _reduce(self, deed: ReducePartition) -> Ending:
-        spec, index = self._spec, deed.partition_index
-        partition = self._partition(deed)
-        refs = self._slices(deed)
-        bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
-        slices = slices_in_order(deed.contributions, bodies)
-        reduce = partial(reduce_partition, spec.codec, partition.num_params, slices, spec.mean)
-        reduction = await self._offload(reduce)
+        index, refs = deed.partition_index, self._slices(deed)
+        reduction = await self._reduction(deed, refs)
         if reduction.mean is None:
             return ReduceEnded(deed.outer_step, index, None, reduction.excluded)
         mean = reduction.mean
@@ -310,6 +307,33 @@ class Hands:
         else:
             ref = ObjectRef(key=key, digest=mean.digest, size_bytes=mean.size_bytes)
         return ReduceEnded(deed.outer_step, index, ref, reduction.excluded, is_stored=deed.writes)
+
+    async def _fetch_ahead(self, deed: FetchSlices | FetchMean) -> Ending:
+        if isinstance(deed, FetchMean):
+            return _fetched(deed, is_complete=await self._objects.fetch([deed.object]))
+        refs = self._slices(deed)
+        is_complete = await self._objects.fetch(refs.values(), SLICES_WAIT_S)
+        if is_complete:
+            # Most plans stay as they are until they are final: then this is what will be due.
+            await self._reduction(deed, refs)
+        return _fetched(deed, is_complete=is_complete)
+
+    async def _reduction(self, deed: ReducePartition | FetchSlices, refs: dict[Hotkey, ObjectRef]) -> Reduction:
+        """What the partition's slices make, which is held from then on."""
+        digests = {hotkey: ref.digest for hotkey, ref in refs.items()}
+        weighed = tuple((each.hotkey, each.num_microbatches, digests.get(each.hotkey)) for each in deed.contributions)
+        inputs = (deed.outer_step, deed.partition_index, weighed)
+        held = self._objects.reduction(inputs)
+        if held is not None:
+            return held
+        bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
+        slices = slices_in_order(deed.contributions, bodies)
+        num_params = self._partition(deed).num_params
+        reduction = await self._offload(
+            partial(reduce_partition, self._spec.codec, num_params, slices, self._spec.mean)
+        )
+        self._objects.hold_reduction(inputs, reduction)
+        return reduction
 
     def _partition(self, deed: ReducePartition | FetchSlices) -> Partition:
         bounds = partition_bounds(self._spec.stage_sizes[deed.stage_index], self._spec.num_partitions)

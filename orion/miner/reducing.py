@@ -20,13 +20,14 @@ from orion.miner.notices import Backoff, Notices
 from orion.miner.view import View
 
 REDUCTIONS_MAX = 2
-"""Partitions reduced at a time: one downloads while the other computes."""
-FETCHES_MAX = 2
+"""Partitions reduced at a time: one downloads while the other computes. And as many whose mean is written, too: what
+others can do with a digest must not wait for them."""
+FETCHES_MAX = 4
 """Partitions whose slices are fetched ahead at a time, and as many means."""
 FETCH_PAUSE_S = 0.5
-"""Before it is looked again for slices that were not there yet: they arrive in the order of partitions."""
+"""Before it is looked again for slices that were not there yet, and are not waited for."""
 FETCHED_BYTES_MAX = 4 << 30
-"""Slices held ahead of their reduction; those beyond are fetched when they are reduced."""
+"""Slices held ahead of their reduction, beside what they make; those beyond are fetched when they are reduced."""
 
 
 @dataclass(slots=True)
@@ -56,7 +57,8 @@ class _Merge:
     """Reductions of one outer step."""
 
     outer_step: int = -1
-    under_way: set[int] = field(default_factory=set)
+    under_way: dict[int, bool] = field(default_factory=dict)
+    """Whether the mean is to be written, too."""
     told: set[int] = field(default_factory=set)
     """Reduced; what the mean is was told."""
     written: set[int] = field(default_factory=set)
@@ -106,10 +108,10 @@ class Reductions:
             case MeanFetched():
                 merge.means.ended(index, event.is_complete, now_s)
             case ReduceFailed():
-                merge.under_way.discard(index)
+                merge.under_way.pop(index, None)
                 merge.backoff.setdefault(index, Backoff()).failed(now_s)
             case ReduceEnded():
-                merge.under_way.discard(index)
+                merge.under_way.pop(index, None)
                 merge.told.add(index)
                 if event.is_stored or event.object is None:
                     merge.written.add(index)
@@ -132,8 +134,9 @@ class Reductions:
     def check_invariants(self) -> None:
         """Raises AssertionError when anything is as it must never be."""
         merge = self._merge
-        assert len(merge.under_way) <= REDUCTIONS_MAX, "too many reductions"
-        assert not merge.under_way & merge.written, "a partition is reduced twice"
+        for writes in (True, False):
+            assert list(merge.under_way.values()).count(writes) <= REDUCTIONS_MAX, "too many reductions"
+        assert not merge.under_way.keys() & merge.written, "a partition is reduced twice"
         assert max(len(merge.slices.under_way), len(merge.means.under_way)) <= FETCHES_MAX, "too much is fetched ahead"
         assert merge.slice_bytes <= FETCHED_BYTES_MAX, "more is held ahead than there is room for"
 
@@ -155,10 +158,11 @@ class Reductions:
     def _reduce(self, plan: MergePlan, now_s: float) -> None:
         merge = self._merge
         for partition in plan.partitions:
-            if len(merge.under_way) < REDUCTIONS_MAX and self._may_reduce(partition, now_s):
-                index = partition.partition_index
-                merge.under_way.add(index)
-                writes = not partition.writers or self._hotkey in partition.writers
+            index = partition.partition_index
+            writes = not partition.writers or self._hotkey in partition.writers
+            has_room = list(merge.under_way.values()).count(writes) < REDUCTIONS_MAX
+            if has_room and self._may_reduce(partition, now_s):
+                merge.under_way[index] = writes
                 self._emit(ReducePartition(plan.stage_index, plan.outer_step, index, plan.contributions, writes))
 
     def _may_reduce(self, partition: PartitionPlan, now_s: float) -> bool:

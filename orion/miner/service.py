@@ -22,7 +22,7 @@ from orion.common.net.chain import Chain
 from orion.common.net.data_client import open_data
 from orion.common.net.gate import Gate
 from orion.common.net.http import HttpClient
-from orion.common.net.object_client import ObjectClient
+from orion.common.net.object_client import TRANSFERS_MAX, ObjectClient
 from orion.common.net.orchestrator_client import OrchestratorClient
 from orion.common.net.retry import RetryPolicy, retrying
 from orion.common.net.rpc import RpcClient
@@ -52,6 +52,9 @@ from orion.miner.worker import DeviceWorker
 
 _START = RetryPolicy(attempts_max=1000, pause_s_max=5.0, total_s_max=600.0)
 """A miner may be started before its orchestrator."""
+_WRITES_MAX = 2
+"""Objects or parts written at a time: the first should be there for others while the last are still to be sent, and
+with a second one the link does not idle between two."""
 _LEAVE_S = 3.0
 """What saying goodbye may take."""
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
@@ -116,7 +119,10 @@ async def serve(
         orchestrator = OrchestratorClient(rpc, config.orchestrator_url, orchestrator_hotkey)
         # What is large and half there when this process ends is gone on with by the next one.
         downloads = config.state_folder / hotkey / "downloads"
-        reading, writing = (ObjectClient(orchestrator, folder=downloads, clock=clock) for _ in range(2))
+        reading, writing = (
+            ObjectClient(orchestrator, transfers_max=transfers_max, folder=downloads, clock=clock)
+            for transfers_max in (TRANSFERS_MAX, _WRITES_MAX)
+        )
         objects = HeldObjects(reading, writing)
         hands = Hands(
             spec,

@@ -23,8 +23,9 @@ from orion.common.model.stage import Stage
 from orion.common.protocol.codec import Body, body_size, decode, encode, error_spec
 from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
 from orion.common.protocol.messages import ObjectRef
-from orion.common.protocol.reduction import encode_slice_and_read
+from orion.common.protocol.reduction import encode_slice_and_read, encode_slice_with_error
 from orion.common.train.anchor import checkpoint_tensors
+from orion.common.train.compress import all_finite
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState, ahead_start, state_digest
 from orion.common.train.partition import partition_bounds
@@ -273,24 +274,28 @@ class DeviceWorker:
         assert self._outer_step == outer_step, f"the engine stands at outer step {self._outer_step}"
         self.outbox = {}
         values_N = self._pseudo_gradient_N()
-        if not bool(values_N.isfinite().all()):
+        if not all_finite(values_N):
             return PseudoGradientEncoded(outer_step, ())
-        read_N = torch.empty_like(values_N)
+        goes_on = self._spec.sync == "overlapped"
+        read_N = torch.empty_like(values_N) if goes_on else None
         errors: list[torch.Tensor] = []
         error_N = self._error(outer_step - 1, values_N.numel()) if adds_error else None
         for partition in partition_bounds(values_N.numel(), self._spec.num_partitions):
             key = pseudo_gradient_key(outer_step, self._stage_index, self._hotkey, partition.index)
             part = slice(partition.start, partition.end)
             error_part = None if error_N is None else error_N[part]
-            self.outbox[key], read_N[part], lost = encode_slice_and_read(self._spec.codec, values_N[part], error_part)
+            slice_N, codec = values_N[part], self._spec.codec
+            if read_N is None:
+                self.outbox[key], lost = encode_slice_with_error(codec, slice_N, error_part)
+            else:
+                self.outbox[key], read_N[part], lost = encode_slice_and_read(codec, slice_N, error_part)
             if lost is not None:
                 errors.append(lost)
         error_digest = self._keep_error(outer_step, torch.cat(errors)) if errors else None
         objects = tuple(
             ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
         )
-        goes_on = self._spec.sync == "overlapped"
-        if goes_on:
+        if read_N is not None:
             self._current.begin_ahead(ahead_start(self._current.outer_state, read_N))
             self._held.clear()
             self._is_fresh, self._is_ahead, self.merged = True, True, None

@@ -151,7 +151,8 @@ class SimulatedObjects:
     async def get(self, ref: ObjectRef) -> bytearray:
         return (await self.get_many([ref]))[0]
 
-    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
+    async def get_many(self, refs: Sequence[ObjectRef], wait_s: float = 0.0) -> list[bytearray]:
+        """As from a store that cannot tell when objects come: nothing is waited for."""
         if not refs:
             return []
         await self._grant_reading([ref.key for ref in refs])

@@ -126,6 +126,20 @@ def test_no_more_is_uploaded_than_the_link_allows(delay_ms: float) -> None:
 
 
 @pytest.mark.parametrize("delay_ms", [0.0, 1.0], ids=["bridge", "switch"])
+def test_no_more_is_downloaded_than_the_link_allows_also_after_a_cut(delay_ms: float) -> None:
+    with network_of(LinkProfile(delay_ms=delay_ms), LinkProfile(download_mbit=16.0)) as network:
+        network.cut(1)
+        network.heal(1)
+        with listening(network, 1, STREAM) as receiver:
+            sending = [sys.executable, "-c", SEND, network.address(1), "1500000"]
+            subprocess.run(network.command(0, sending), check=True)
+            assert receiver.stdout is not None
+            received, seconds = receiver.stdout.readline().split()
+    assert int(received) == 1_500_000
+    assert float(seconds) >= (1_500_000 - 200_000) / 2e6
+
+
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0], ids=["bridge", "switch"])
 def test_a_link_that_is_cut_one_way_works_the_other_way_until_it_is_healed(delay_ms: float) -> None:
     profile = LinkProfile(upload_mbit=100.0, delay_ms=delay_ms)
     with network_of(profile, profile) as network, listening(network, 1, ECHO) as echo:
@@ -158,9 +172,9 @@ def test_a_link_that_was_healed_has_its_limit_again() -> None:
 
 
 def test_only_what_the_kernel_cannot_do_needs_the_switch() -> None:
-    assert not LinkProfile(upload_mbit=20.0).needs_switch
-    slower = [LinkProfile(delay_ms=1), LinkProfile(jitter_ms=1), LinkProfile(download_mbit=9)]
-    assert all(profile.needs_switch for profile in [*slower, LinkProfile(stall_every_s=1, stall_ms=1)])
+    assert not LinkProfile(upload_mbit=20.0, download_mbit=9.0).needs_switch
+    slower = [LinkProfile(delay_ms=1), LinkProfile(jitter_ms=1), LinkProfile(stall_every_s=1, stall_ms=1)]
+    assert all(profile.needs_switch for profile in slower)
 
 
 def test_a_network_ends_with_its_owner_however_that_ends() -> None:

@@ -17,6 +17,7 @@ from orion.common.protocol.messages import (
     Accepted,
     Applied,
     CheckpointUploaded,
+    Contribution,
     Done,
     Join,
     Joined,
@@ -31,9 +32,11 @@ from orion.common.protocol.messages import (
     Report,
     Uploaded,
 )
+from orion.common.protocol.reduction import encode_slice
 from orion.common.protocol.refusals import refused
 from orion.common.protocol.signing import keypair_from_uri
 from orion.common.train.anchor import initial_anchor
+from orion.common.train.outer import weighted_mean_in_order
 from orion.common.train.partition import partition_bounds
 from orion.miner.cache import TensorCache
 from orion.miner.config import MinerConfig
@@ -64,6 +67,7 @@ from orion.miner.events import (
     LeaseRefused,
     MeanFetched,
     NoticeEnded,
+    ReduceEnded,
     ReduceFailed,
     ReportEnded,
     SendOutcome,
@@ -137,7 +141,7 @@ class Store:
     async def get(self, ref: ObjectRef) -> bytearray:
         return (await self.get_many([ref]))[0]
 
-    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
+    async def get_many(self, refs: Sequence[ObjectRef], wait_s: float = 0.0) -> list[bytearray]:
         self._check()
         return [bytearray(self.objects[ref.key]) for ref in refs]
 
@@ -246,6 +250,38 @@ async def test_a_store_that_is_away_fails_what_was_asked_and_nothing_else() -> N
     assert await hands.carry_out(SendReport(Report(sequence=0))) == ReportEnded(0, False)
     assert await hands.carry_out(UploadPseudoGradient(0, (object_of("gone"),))) == UploadEnded(0, False)
     assert worker.outer_state is before
+
+
+async def test_what_was_fetched_ahead_is_reduced_ahead_unless_the_plan_changes() -> None:
+    store = Store()
+    hands, _ = make_hands(store)
+    part = partition_bounds(SPEC.stage_sizes[1], SPEC.num_partitions)[0]
+    contributions = tuple(
+        Contribution(
+            hotkey=hotkey_of(1, index),
+            num_microbatches=index + 1,
+            objects=(store.add(f"slice{index}", encode_slice("none", torch.full((part.num_params,), 1.0 + index))),),
+        )
+        for index in range(2)
+    )
+    assert await hands.carry_out(FetchSlices(1, 0, 0, contributions)) == SlicesFetched(0, 0, True)
+    kept, store.objects = store.objects, {}
+
+    ended = await hands.carry_out(ReducePartition(1, 0, 0, contributions, writes=False))
+
+    assert isinstance(ended, ReduceEnded) and ended.object is not None and not ended.is_stored
+    values = [torch.full((part.num_params,), 1.0 + index) for index in range(2)]
+    expected = encode({"mean": weighted_mean_in_order([(1.0, values[0]), (2.0, values[1])])})
+    assert ended.object.digest == expected.digest
+    written = await hands.carry_out(ReducePartition(1, 0, 0, contributions, writes=True))
+    assert isinstance(written, ReduceEnded) and written.object == ended.object and written.is_stored
+    assert store.objects[ended.object.key] == expected.tobytes()
+
+    store.objects = kept
+    weighed = (contributions[0], contributions[1].model_copy(update={"num_microbatches": 1}))
+    other = await hands.carry_out(ReducePartition(1, 0, 0, weighed, writes=False))
+    assert isinstance(other, ReduceEnded) and other.object is not None
+    assert other.object.digest == encode({"mean": torch.full((part.num_params,), 1.5)}).digest
 
 
 async def test_who_waits_at_the_desk_is_answered_once() -> None:

@@ -18,12 +18,14 @@ class Store:
         self.objects: dict[str, Body] = {}
         self.read: list[str] = []
         self.is_away = False
+        self.waited: list[float] = []
 
     def add(self, key: str, value: float) -> ObjectRef:
         body = self.objects[key] = encode({"mean": torch.full((4,), value)})
         return ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes)
 
-    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
+    async def get_many(self, refs: Sequence[ObjectRef], wait_s: float = 0.0) -> list[bytearray]:
+        self.waited.append(wait_s)
         if self.is_away:
             raise TransportError("away")
         for ref in refs:
@@ -63,8 +65,9 @@ async def test_what_is_not_there_yet_does_not_keep_the_rest_from_being_fetched()
     later = store.objects.pop("b")
     held = HeldObjects(store, store)
 
-    assert not await held.fetch([first, missing, last])
+    assert not await held.fetch([first, missing, last], wait_s=1.0)
     assert store.read == ["a", "c"]
+    assert store.waited == [1.0, 1.0, 0.0], "when one did not come in time, the others are only looked for"
     store.objects["b"] = later
     assert await held.fetch([first, missing, last])
     assert store.read == ["a", "c", "b"]

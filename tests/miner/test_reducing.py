@@ -43,7 +43,8 @@ def partitions(effects: list[Effect], kind: type[FetchSlices | FetchMean | Reduc
 
 
 @pytest.fixture
-def driver() -> Driver:
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.setattr(reducing, "FETCHES_MAX", 2)  # fewer than the plan has partitions
     driver = Driver(1)
     driver.start()
     return driver
@@ -79,8 +80,7 @@ def test_a_reduction_waits_for_slices_that_are_on_their_way_and_for_no_others(dr
 
     reduced = [effect for effect in effects if isinstance(effect, ReducePartition)]
     assert [(effect.partition_index, effect.writes) for effect in reduced] == [(0, True), (2, False)]
-    driver.handle(SlicesFetched(0, 1, True))
-    assert partitions(driver.handle(ReduceEnded(0, 0, mean_of(0), ())), ReducePartition) == [1]
+    assert partitions(driver.handle(SlicesFetched(0, 1, True)), ReducePartition) == [1]
 
 
 def test_who_does_not_write_says_what_its_mean_is_and_writes_when_it_is_asked(driver: Driver) -> None:
@@ -99,6 +99,16 @@ def test_who_does_not_write_says_what_its_mean_is_and_writes_when_it_is_asked(dr
     effects = driver.handle(ReduceEnded(0, 0, mean_of(0), ()))
     assert SendNotice(told.model_copy(update={"is_stored": True})) in effects
     assert partitions(driver.handle(Ticked(), after_s=10.0), ReducePartition) == []
+
+
+def test_means_that_are_written_do_not_hold_up_those_that_are_only_told(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reducing, "REDUCTIONS_MAX", 1)
+    effects = show(driver, Phase.MERGE, plan_of(driver, is_final=True, writers=(0, 1)))
+    assert partitions(effects, ReducePartition) == [0, 2], "one that is written, and one that is not"
+    assert partitions(driver.handle(ReduceEnded(0, 2, mean_of(2), (), is_stored=False)), ReducePartition) == []
+    assert partitions(driver.handle(ReduceEnded(0, 0, mean_of(0), ())), ReducePartition) == [1]
 
 
 def test_means_of_others_are_fetched_as_they_settle(driver: Driver) -> None:

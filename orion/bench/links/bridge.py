@@ -1,6 +1,7 @@
 """The kernel's way of joining the ends: a veth pair for each peer, all on one bridge in a namespace of its own.
 
-Nothing runs in user space while frames cross, whole segments of up to 64 KB each. A cut puts a queue that loses
+Nothing runs in user space while frames cross, whole segments of up to 64 KB each. What a peer can receive is limited at
+the bridge's port, whose queue loses what it has no room for, as a router's does. A cut puts a queue that loses
 everything (`blackhole`) in the way: at the peer's own device for what it sends, at the bridge's port for what it is
 sent.
 """
@@ -11,12 +12,24 @@ import subprocess
 from typing import Any
 
 from orion.bench.links.commands import Commands
-from orion.bench.links.namespaces import DEVICE, TOOL_S, Plan, limit_upload, run_ip, run_tc, set_up_end
+from orion.bench.links.namespaces import (
+    DEVICE,
+    TOOL_S,
+    UPLOAD_QUEUE_BYTES,
+    Plan,
+    limit_rate,
+    run_ip,
+    run_tc,
+    set_up_end,
+)
 from orion.bench.links.profile import Way
+from orion.bench.links.shaping import DOWNLOAD_QUEUE_S_MAX
 from orion.common.clock import Clock
 
 _BRIDGE = "joined"
 _LOOK_S = 1.0
+_QUEUE_BYTES_MIN = 300_000
+"""For a download: a few full frames."""
 
 
 class Bridge:
@@ -47,6 +60,7 @@ class Bridge:
         )
         for index in range(len(plan.profiles)):
             set_up_end(plan, index)
+            self._limit_download(index)
 
     @property
     def num_delivered(self) -> int:
@@ -89,8 +103,16 @@ class Bridge:
                 continue
             self._num_dropped += _lost_by(namespace, device)
             run_tc(namespace, "qdisc", "delete", "dev", device, "root")
-            if device == DEVICE and upload_mbit is not None:
-                limit_upload(namespace, upload_mbit)
+            if device != DEVICE:
+                self._limit_download(peer)
+            elif upload_mbit is not None:
+                limit_rate(namespace, device, upload_mbit, UPLOAD_QUEUE_BYTES)
+
+    def _limit_download(self, peer: int) -> None:
+        mbit = self._plan.profiles[peer].download_mbit
+        if mbit is not None:
+            queue_bytes = max(_QUEUE_BYTES_MIN, int(mbit * 1e6 / 8 * DOWNLOAD_QUEUE_S_MAX))
+            limit_rate(self._plan.hub, _port(peer), mbit, queue_bytes)
 
     def _lose_all(self, namespace: str, device: str) -> None:
         if not _loses_all(namespace, device):

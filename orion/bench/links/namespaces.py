@@ -13,6 +13,8 @@ from orion.bench.links.profile import LinkProfile
 DEVICE = "eth0"
 """A peer's end of its link, in its namespace."""
 RING_FRAMES = 1000
+UPLOAD_QUEUE_BYTES = 16_000_000
+"""More than the kernel lets sockets have waiting in their own machine, so nothing is lost."""
 TOOL_S = 30.0
 _REMOVE_S = 10.0
 
@@ -105,12 +107,12 @@ def set_up_end(plan: Plan, index: int) -> None:
         namespace,
     )
     if profile.upload_mbit is not None:
-        limit_upload(namespace, profile.upload_mbit)
+        limit_rate(namespace, DEVICE, profile.upload_mbit, UPLOAD_QUEUE_BYTES)
 
 
-def limit_upload(namespace: str, upload_mbit: float) -> None:
-    """Lets no more out of a peer's device."""
+def limit_rate(namespace: str, device: str, mbit: float, queue_bytes: int) -> None:
+    """Lets no more out of a device; what finds `queue_bytes` waiting before it is lost."""
     # A burst of two full frames at least, so that no frame must be cut up, and of 2 ms, so that the rate is reached.
-    burst_bytes = max(140_000, int(upload_mbit * 1e6 / 8 * 2e-3))
-    arguments = f"tbf rate {round(upload_mbit * 1e6)}bit burst {burst_bytes} limit 16000000".split()
-    run_tc(namespace, "qdisc", "replace", "dev", DEVICE, "root", *arguments)
+    burst_bytes = max(140_000, int(mbit * 1e6 / 8 * 2e-3))
+    arguments = f"tbf rate {round(mbit * 1e6)}bit burst {burst_bytes} limit {queue_bytes}".split()
+    run_tc(namespace, "qdisc", "replace", "dev", device, "root", *arguments)

@@ -1,7 +1,7 @@
 """`EmulatedNetwork`: peers on one machine behind links like those of the open internet, for benchmarks and fault tests.
 
 Owns the process that is the network, and the names of its namespaces. Whoever uses it starts processes with `command`
-and ends them itself. Links with an upload limit alone are the kernel's, a switch in user space is there only where a
+and ends them itself. Links that are only slow are the kernel's, a switch in user space is there only where a
 profile asks for more. Needs root, `ip` and `tc`, and for the switch /dev/net/tun; says so where they are missing.
 """
 

@@ -42,8 +42,8 @@ class LinkProfile:
 
     @property
     def needs_switch(self) -> bool:
-        """Whether it has what only the switch in user space can do: the kernel limits and cuts uploads by itself."""
-        return bool(self.download_mbit or self.delay_ms or self.jitter_ms or self.stall_every_s)
+        """Whether it has what only the switch in user space can do: the kernel limits and cuts by itself."""
+        return bool(self.delay_ms or self.jitter_ms or self.stall_every_s)
 
     def as_json(self) -> dict[str, Any]:
         """The arguments that make it again."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import run
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
@@ -22,7 +21,8 @@ from orion.bench.pipeline.orion_roles import OrchestratorTask, miner_uri
 from orion.bench.sync.gloo_peer import GlooResult, GlooTask
 from orion.bench.sync.made_up_miner import SyncMinerTask
 from orion.bench.sync.plan import NUM_REPLICAS, NUM_WARM_UP, Fault, Row, Setting
-from orion.bench.workers import BenchError, Worker, Workers
+from orion.bench.sync.trace import Tracer, interface_bytes
+from orion.bench.workers import Worker, Workers
 from orion.common.clock import Clock
 from orion.common.config import RunSpec
 from orion.common.train.data import prepare
@@ -34,6 +34,9 @@ LIMIT_S = 900.0
 _LOOPBACK = "127.0.0.1"
 _PORT = 29_600
 _GLOO_REPETITIONS = 3
+_MARKS = ("pseudo_gradient_uploaded", "partition_reduced", "outer_step_applied")
+_MARK_SLACK_S = 1.0
+"""A miner's log line may come after the orchestrator's."""
 _WAITING = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait would starve others."""
 
@@ -140,6 +143,8 @@ class SyncBench:
             phases_s=row.phases_s,
             anchors_equal=row.anchors_equal,
             notices=row.notices,
+            marks_s=row.marks_s,
+            trace=row.trace,
         )
 
     @contextmanager
@@ -196,19 +201,21 @@ class SyncBench:
             for index in range(NUM_REPLICAS)
         ]
         site.workers.wait_until("warming up", lambda: ("train", NUM_WARM_UP) in _phases(orchestrator), LIMIT_S)
-        before = [_interface_bytes(place) for place in site.places[:-1]] if site.has_interfaces else []
-        killed = self._kill_when_due(site, orchestrator, miners, setting.fault)
-        end = NUM_WARM_UP + self._num_timed
-        site.workers.wait_until("synchronising", lambda: ("train", end) in _phases(orchestrator), LIMIT_S)
-        after = [_interface_bytes(place) for place in site.places[:-1]] if site.has_interfaces else []
+        interface = site.places[0].interface if site.has_interfaces else None
+        before = _bytes_moved(miners, interface)
+        with Tracer(orchestrator, miners, interface, self._clock) as tracer:
+            killed = self._kill_when_due(site, orchestrator, miners, setting.fault)
+            end = NUM_WARM_UP + self._num_timed
+            site.workers.wait_until("synchronising", lambda: ("train", end) in _phases(orchestrator), LIMIT_S)
+        after = _bytes_moved(miners, interface)
         steps = [_times(orchestrator, outer_step) for outer_step in range(NUM_WARM_UP, end)]
         if killed:
             steps = steps[:1]  # in later ones it is not waited for
         seconds = statistics.median_low(step.seconds for step in steps)
         typical = next(step for step in steps if step.seconds == seconds)
         moved = [
-            tuple((late - early) / self._num_timed for early, late in zip(*pair, strict=True))
-            for pair in zip(before, after, strict=True)
+            tuple((late - early) / self._num_timed for early, late in zip(before[name], after[name], strict=True))
+            for name in before.keys() & after.keys()
         ]
         notices = _notices(orchestrator)
         return Row(
@@ -224,6 +231,8 @@ class SyncBench:
             phases_s=typical.phases_s,
             anchors_equal=not any("anchors differ" in notice for notice in notices),
             notices=tuple(notices),
+            marks_s=_marks(miners, typical),
+            trace=tracer.between(typical.closed_s, typical.applied_s),
         )
 
     def _kill_when_due(self, site: Site, orchestrator: Worker, miners: list[Worker], fault: Fault) -> bool:
@@ -292,16 +301,24 @@ def _notices(orchestrator: Worker) -> list[str]:
     return [json.loads(line)["text"] for line in orchestrator.output_lines() if '"event": "notice"' in line]
 
 
-def _interface_bytes(place: Place) -> tuple[int, int]:
-    """Bytes that a peer's interface has sent and received."""
-    command = ["nsenter", f"--net={place.namespace}", "--", "cat", "/proc/net/dev"]
-    shown = run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    for line in shown.splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == place.interface:
-            fields = counters.split()
-            return int(fields[8]), int(fields[0])
-    raise BenchError(f"there is no interface {place.interface}:\n{shown}")
+def _bytes_moved(miners: list[Worker], interface: str | None) -> dict[str, tuple[int, int]]:
+    """Bytes that each miner that lives has sent and received; nothing where they share an interface."""
+    if interface is None:
+        return {}
+    return {
+        miner.name: interface_bytes(miner.process.pid, interface) for miner in miners if miner.process.poll() is None
+    }
+
+
+def _marks(miners: list[Worker], step: StepTimes) -> dict[str, tuple[float, float]]:
+    """When the first and the last replica told of what it had done, in seconds from the end of training on."""
+    found: dict[str, list[float]] = {}
+    for miner in miners:
+        for line in miner.output_lines():
+            event = json.loads(line)
+            if event["event"] in _MARKS and step.closed_s <= event["timestamp"] <= step.applied_s + _MARK_SLACK_S:
+                found.setdefault(event["event"], []).append(round(event["timestamp"] - step.closed_s, 3))
+    return {name: (min(times_s), max(times_s)) for name, times_s in found.items()}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -45,7 +45,8 @@ class MadeUpWorker(DeviceWorker):
     """Answers at once, and keeps the anchor without a model around it."""
 
     _state: OuterState | None = None
-    _noise_N: Tensor | None = None
+    _noise: tuple[Tensor, Tensor] | None = None
+    """For even outer steps, and its opposite for odd ones: both are there before anything is timed."""
     _num_waiting = 0
 
     @property
@@ -58,11 +59,10 @@ class MadeUpWorker(DeviceWorker):
         self.outbox = {}
         self._is_fresh = True
         self._num_waiting = 0
-        if self._noise_N is None:
+        if self._noise is None:
             generator = torch.Generator().manual_seed(int.from_bytes(self._hotkey.encode()[-6:], "little"))
-            self._noise_N = torch.randn(state.anchor_N.numel(), generator=generator).mul_(_SCALE)
-        else:
-            self._noise_N = self._noise_N.neg()
+            noise_N = torch.randn(state.anchor_N.numel(), generator=generator).mul_(_SCALE)
+            self._noise = (noise_N, noise_N.neg())
         return state_digest(state)
 
     def encode_checkpoint(self, stage_index: int, outer_step: int) -> tuple[str, Body] | None:
@@ -90,8 +90,8 @@ class MadeUpWorker(DeviceWorker):
         return self._state.outer_step
 
     def _pseudo_gradient_N(self) -> Tensor:
-        assert self._noise_N is not None
-        return self._noise_N
+        assert self._noise is not None
+        return self._noise[self._outer_step % 2]
 
 
 def _lie(*arguments: object) -> Reduction:

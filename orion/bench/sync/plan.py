@@ -1,10 +1,12 @@
 """What is measured: the run, the links, the faults, and the least time that the links allow. Pure."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from orion.bench.links.profile import LinkProfile
+from orion.bench.sync.trace import Trace
 from orion.common.config import RunSpec
 
 NUM_REPLICAS = 4
@@ -110,6 +112,10 @@ class Row:
     """Of the median outer step: until all contributions were there, until the manifest, until all had applied."""
     anchors_equal: bool = True
     notices: tuple[str, ...] = ()
+    marks_s: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """When the first and the last replica told of what it had done in the median outer step."""
+    trace: Trace | None = None
+    """Of the median outer step."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -52,9 +52,31 @@ class DirectoryStore:
             folder.mkdir(parents=True, exist_ok=True)
         self._commits = threading.Lock()
         self._numbers = itertools.count()
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}
+        """Who waits for an object to come."""
 
     async def stat(self, key: str) -> StoredObject | None:
         return await asyncio.to_thread(self._stat, check_key(key))
+
+    async def wait_until_there(self, keys: Sequence[str], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                for key in keys:
+                    await self._wait_for(check_key(key))
+        except TimeoutError:
+            return
+
+    async def _wait_for(self, key: str) -> None:
+        there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._awaited.setdefault(key, [])
+        waiting.append(there)
+        try:
+            if await self.stat(key) is None:
+                await there
+        finally:
+            waiting.remove(there)
+            if not waiting:
+                self._awaited.pop(key, None)
 
     async def grant_read(self, key: str, expires_s: float) -> str:
         return self._signer.sign("GET", key, expires_s)
@@ -85,6 +107,7 @@ class DirectoryStore:
         path = self._new_partial()
         try:
             await asyncio.to_thread(self._assemble, ref, path)
+            self._tell(ref.key)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
@@ -98,7 +121,9 @@ class DirectoryStore:
         try:
             await partial.fill(chunks, size_bytes_max)
             stored = StoredObject(partial.size_bytes, partial.digest)
-            return await asyncio.to_thread(self._commit, key, partial.path, stored)
+            committed = await asyncio.to_thread(self._commit, key, partial.path, stored)
+            self._tell(key)
+            return committed
         finally:
             await partial.discard()
 
@@ -140,6 +165,12 @@ class DirectoryStore:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _tell(self, key: str) -> None:
+        """An object is there now."""
+        for there in self._awaited.get(key, ()):
+            if not there.done():
+                there.set_result(None)
 
     def _new_partial(self) -> Path:
         return self._partial / str(next(self._numbers))

@@ -150,12 +150,13 @@ class ObjectClient:
         """An object's bytes, which are what `ref` says."""
         return (await self.get_many([ref]))[0]
 
-    async def get_many(self, refs: Sequence[ObjectRef]) -> list[bytearray]:
-        """The bytes of objects, in the same order. All are held in memory at the same time."""
+    async def get_many(self, refs: Sequence[ObjectRef], wait_s: float = 0.0) -> list[bytearray]:
+        """The bytes of objects, in the same order. All are held in memory at the same time. Where the store can tell
+        when they come, they are waited for so long."""
         bodies: list[bytearray] = []
         for start in range(0, len(refs), PARTITIONS_MAX):
             asked = refs[start : start + PARTITIONS_MAX]
-            urls = await self._read_grants(asked)
+            urls = await self._read_grants(asked, wait_s)
             bodies += await _all(self._get(url, ref) for url, ref in zip(urls, asked, strict=True))
         return bodies
 
@@ -210,8 +211,8 @@ class ObjectClient:
         missing = {index: len(part) for index, part in enumerate(ranges) if index not in download.present}
         await self._run(PartPlan(missing, self._download_pace, self._transfers_max), move)
 
-    async def _read_grants(self, refs: Sequence[ObjectRef]) -> list[str]:
-        urls = (await self._orchestrator.grants(GrantRequest(keys=tuple(ref.key for ref in refs)))).urls
+    async def _read_grants(self, refs: Sequence[ObjectRef], wait_s: float = 0.0) -> list[str]:
+        urls = (await self._orchestrator.grants(GrantRequest(keys=tuple(ref.key for ref in refs)), wait_s)).urls
         if len(urls) != len(refs):
             raise TransportError(f"asked for {len(refs)} grants, got {len(urls)}")
         return [self._absolute(url) for url in urls]

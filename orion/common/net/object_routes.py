@@ -5,6 +5,7 @@ of a directory are served behind signed URLs.
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
@@ -58,9 +59,12 @@ class GrantRoutes:
         self._check = check
 
     async def grants(self, request: Request) -> Response:
-        """URLs to read objects. Raises RefusedError."""
+        """URLs to read objects, once they are there or the time that the asker would wait is over. Raises
+        RefusedError."""
         hotkey, asked = await signed_json(request, GrantRequest)
         self._check(hotkey, asked)
+        if (wait_s := _wait_s(request)) > 0:
+            await self._store.wait_until_there(asked.keys, wait_s)
         expires_s = self._clock.now_s() + self._grant_s
         urls = await _of_the_store(self._store.grant_read(key, expires_s) for key in asked.keys)
         return json_answer(Grants(urls=tuple(urls), expires_s=expires_s))
@@ -116,6 +120,15 @@ class ObjectRoutes:
         headers["Content-Length"] = str(end - start)
         body = self._store.get(key, start, end - start)
         return StreamingResponse(body, status, headers=headers, media_type="application/octet-stream")
+
+
+def _wait_s(request: Request) -> float:
+    """How long the asker would wait for the objects."""
+    try:
+        wait_s = float(request.query_params.get("wait_s", "0"))
+    except ValueError as error:
+        raise refused(RefusalCode.MALFORMED, "wait_s is no number") from error
+    return min(wait_s, routes.GRANT_WAIT_S_MAX) if math.isfinite(wait_s) else 0.0
 
 
 async def _of_the_store(asking: Iterable[Awaitable[ResultT]]) -> list[ResultT]:

@@ -200,9 +200,20 @@ class OrchestratorClient:
 
     # --- objects and files
 
-    async def grants(self, request: GrantRequest) -> Grants:
-        """Signed URLs; those that are relative begin with a slash and belong behind `base_url`."""
-        return await self._call(routes.GRANTS, request, Grants)
+    async def grants(self, request: GrantRequest, wait_s: float = 0.0) -> Grants:
+        """Signed URLs; those that are relative begin with a slash and belong behind `base_url`. Answered once the
+        objects are there, or after `wait_s` (at most GRANT_WAIT_S_MAX), by a store that knows when they come."""
+        wait_s = min(wait_s, routes.GRANT_WAIT_S_MAX)
+        query = {"wait_s": f"{wait_s:g}"} if wait_s > 0 else None
+        return await self.rpc.call(
+            self.base_url,
+            self.orchestrator,
+            routes.GRANTS,
+            request,
+            Grants,
+            query=query,
+            timeout_s=wait_s + self._timeout_s,
+        )
 
     async def uploads(self, request: UploadRequest) -> UploadGrants:
         """What is missing of objects, and URLs for it, of the same two kinds."""

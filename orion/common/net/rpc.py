@@ -62,11 +62,12 @@ class RpcClient:
         answer_type: type[MessageT],
         *,
         timeout_s: float,
+        query: Mapping[str, str] | None = None,
     ) -> MessageT:
-        """POSTs a message and returns the answer. Raises RefusedError, or TransportError (also for an answer that is
-        not of `answer_type`)."""
+        """POSTs a message, with further query fields, and returns the answer. Raises RefusedError, or TransportError
+        (also for an answer that is not of `answer_type`)."""
         body = message.model_dump_json().encode()
-        target = self._target(route, {})
+        target = self._target(route, query or {})
         headers = {**self._sign("POST", target, body, receiver), "Content-Type": "application/json"}
         async with self.http.open("POST", base_url + target, headers=headers, data=body, timeout_s=timeout_s) as answer:
             return parse_answer(answer_type, await read_bounded(answer, MESSAGE_BYTES_MAX), route)

@@ -6,6 +6,7 @@ through which others read and write, large objects in parts. What a store knows 
 process, so that parts which are there need not be sent again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +39,10 @@ class ObjectStore(Protocol):
 
     async def stat(self, key: str) -> StoredObject | None:
         """Size and digest of a durable object, None when there is none."""
+        ...
+
+    async def wait_until_there(self, keys: Sequence[str], timeout_s: float) -> None:
+        """Returns once all these objects are durable, or after the time; at once from a store that cannot tell."""
         ...
 
     async def grant_read(self, key: str, expires_s: float) -> str:

@@ -101,12 +101,20 @@ def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
     return encode(codec_for(codec).encode(values_N, None).tensors)
 
 
+def encode_slice_with_error(
+    codec: CodecName, values_N: Tensor, error_N: Tensor | None = None
+) -> tuple[Body, Tensor | None]:
+    """As `encode_slice`; also the next error state, where the codec has one.
+
+    `error_N`: the error state so far, None at first and where the codec has none."""
+    encoded = codec_for(codec).encode(values_N, error_N)
+    return encode(encoded.tensors), encoded.residual_N
+
+
 def encode_slice_and_read(
     codec: CodecName, values_N: Tensor, error_N: Tensor | None = None
 ) -> tuple[Body, Tensor, Tensor | None]:
-    """As `encode_slice`; also what others read of it, fp32, and the next error state, where the codec has one.
-
-    `error_N`: the error state so far, None at first and where the codec has none."""
+    """As `encode_slice_with_error`; also what others read of it, fp32."""
     chosen = codec_for(codec)
     encoded = chosen.encode(values_N, error_N)
     return encode(encoded.tensors), chosen.decode(encoded.tensors, values_N.numel()), encoded.residual_N

@@ -48,5 +48,6 @@ STATE: Final = "/v1/state"
 HEALTH: Final = "/healthz"
 METRICS: Final = "/metrics"
 
+GRANT_WAIT_S_MAX: Final = 10.0
 FEED_WAIT_S_MAX: Final = 30.0
 """Longest time that the feed may keep a caller waiting for a change."""

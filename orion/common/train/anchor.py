@@ -34,15 +34,16 @@ def apply_means(state: OuterState, means: Sequence[Tensor | None], config: Outer
     move parameters by what no contributor asked for in this step. The given state is left as it is. Raises ValueError
     when a mean doesn't fit its partition; finiteness is the caller's to check.
     """
-    anchor_N = torch.empty_like(state.anchor_N)
-    momentum_N = torch.empty_like(state.momentum_N)
+    after = OuterState(torch.empty_like(state.anchor_N), torch.empty_like(state.momentum_N), state.outer_step + 1)
     for partition, mean_N in zip(partition_bounds(state.anchor_N.numel(), len(means)), means, strict=True):
-        part = state.slice(partition.start, partition.end)
-        # The outer step is elementwise, so a slice's step is the slice of the step.
-        after = part if mean_N is None else apply_outer_step(part, mean_N, config)
-        anchor_N[partition.start : partition.end] = after.anchor_N
-        momentum_N[partition.start : partition.end] = after.momentum_N
-    return OuterState(anchor_N, momentum_N, state.outer_step + 1)
+        part, into = (whole.slice(partition.start, partition.end) for whole in (state, after))
+        if mean_N is None:
+            into.anchor_N.copy_(part.anchor_N)
+            into.momentum_N.copy_(part.momentum_N)
+        else:
+            # The outer step is elementwise, so a slice's step is the slice of the step.
+            apply_outer_step(part, mean_N, config, into)
+    return after
 
 
 def checkpoint_tensors(state: OuterState) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ _PARTS_WANTED = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OuterState:
-    """What all replicas of a stage share at the start of an outer step. Nobody writes into its tensors."""
+    """What all replicas of a stage share at the start of an outer step. Once it is made nobody writes into it."""
 
     anchor_N: Tensor
     """fp32 parameters in the model's flat order."""
@@ -73,8 +73,10 @@ def momentum_at(config: OuterConfig, outer_step: int) -> float:
     return config.momentum_start + (config.momentum - config.momentum_start) * share
 
 
-def apply_outer_step(state: OuterState, mean_pseudo_gradient_N: Tensor, config: OuterConfig) -> OuterState:
-    """The state after one outer step; the given state is left as it is.
+def apply_outer_step(
+    state: OuterState, mean_pseudo_gradient_N: Tensor, config: OuterConfig, into: OuterState | None = None
+) -> OuterState:
+    """The state after one outer step, in the memory of `into` where that is given; the given state is left as it is.
 
     `mean_pseudo_gradient_N` is fp32 on the state's device, of its length: anchor minus local parameters, averaged
     over the contributors. Raises ValueError for another dtype, shape or device; finiteness is the caller's to check.
@@ -86,12 +88,17 @@ def apply_outer_step(state: OuterState, mean_pseudo_gradient_N: Tensor, config: 
             f"the anchor torch.float32 of shape {tuple(state.anchor_N.shape)} on {state.anchor_N.device}"
         )
     mu = momentum_at(config, state.outer_step)
-    momentum_N = torch.mul(state.momentum_N, mu)
+    if into is None:
+        into = OuterState(torch.empty_like(d_N), torch.empty_like(d_N), state.outer_step + 1)
+    anchor_N, momentum_N = into.anchor_N, into.momentum_N
+    torch.mul(state.momentum_N, mu, out=momentum_N)
     momentum_N.add_(d_N)
-    update_N = torch.mul(momentum_N, mu)
-    update_N.add_(d_N)
-    update_N.mul_(config.lr)
-    return OuterState(torch.sub(state.anchor_N, update_N), momentum_N, state.outer_step + 1)
+    # The anchor's memory holds the update first.
+    torch.mul(momentum_N, mu, out=anchor_N)
+    anchor_N.add_(d_N)
+    anchor_N.mul_(config.lr)
+    torch.sub(state.anchor_N, anchor_N, out=anchor_N)
+    return into
 
 
 def ahead_start(state: OuterState, own_N: Tensor) -> Tensor:
@@ -117,8 +124,9 @@ def weighted_mean_in_order(slices: Sequence[tuple[float, Tensor]]) -> Tensor:
             raise ValueError(f"slice is {tensor_N.dtype} of shape {tuple(tensor_N.shape)} on {tensor_N.device}")
     total = math.fsum(weight for weight, _ in slices)
     mean_N = torch.mul(first_N, slices[0][0] / total)
+    weighed_N = torch.empty_like(mean_N)
     for weight, tensor_N in slices[1:]:
-        mean_N.add_(torch.mul(tensor_N, weight / total))
+        mean_N.add_(torch.mul(tensor_N, weight / total, out=weighed_N))
     return mean_N
 
 
@@ -153,13 +161,20 @@ def contribution_norm(tensor_N: Tensor) -> float:
     sums are added exactly: so neither vector widths nor threads decide how it is rounded.
     """
     sums: list[float] = []
-    for chunk_N in torch.split(tensor_N.detach(), _NORM_CHUNK_PARAMS):
-        squares_N = chunk_N.double().square()
-        while squares_N.numel() > 1:
-            half = squares_N.numel() // 2
-            odd_N = squares_N[2 * half :]
-            squares_N = torch.cat((torch.add(squares_N[:half], squares_N[half : 2 * half]), odd_N))
-        sums.append(float(squares_N))
+    chunks = torch.split(tensor_N.detach(), _NORM_CHUNK_PARAMS)
+    # One piece of memory for all: fresh memory costs more than the arithmetic.
+    scratch_N = torch.empty(chunks[0].numel(), dtype=torch.float64, device=tensor_N.device)
+    for chunk_N in chunks:
+        squares_N = scratch_N[: chunk_N.numel()]
+        squares_N.copy_(chunk_N).square_()
+        left = squares_N.numel()
+        while left > 1:
+            half, odd = divmod(left, 2)
+            squares_N[:half].add_(squares_N[half : 2 * half])
+            if odd:
+                squares_N[half] = squares_N[left - 1]
+            left = half + odd
+        sums.append(float(squares_N[0]))
     return math.sqrt(math.fsum(sums)) if all(math.isfinite(value) for value in sums) else math.nan
 
 

@@ -68,6 +68,22 @@ async def test_an_object_is_there_once_it_is_put_and_stays(world: World) -> None
     assert bytes(await client.get(ref_of(KEY, body))) == body.tobytes()
 
 
+async def test_whoever_waits_for_an_object_hears_when_it_is_there_if_the_store_can_tell(tmp_path: Path) -> None:
+    async with directory_world(tmp_path / "store", PART_BYTES) as world:
+        small, large = body_of(1.0), large_body()
+        refs = [ref_of(KEY, small), ref_of("a/large", large)]
+        waiting = [asyncio.create_task(world.client().get_many([ref], wait_s=10.0)) for ref in refs for _ in range(2)]
+        await world.client().put_many({ref.key: body for ref, body in zip(refs, (small, large), strict=True)})
+        for task, body in zip(waiting, (small, small, large, large), strict=True):
+            (found,) = await task
+            assert bytes(found) == body.tobytes()
+        await world.store.wait_until_there([KEY, "a/nothing"], 0.01)
+
+
+async def test_a_store_that_cannot_tell_lets_nobody_wait(world: World) -> None:
+    assert await refusal_of(world.client().get_many([ref_of(KEY, body_of(1.0))], wait_s=0.01)) is RefusalCode.NOT_FOUND
+
+
 async def test_large_objects_go_in_parts_both_ways(world: World) -> None:
     client, body = world.client(part_bytes=PART_BYTES), large_body()
     ref = await client.put(KEY, body)
