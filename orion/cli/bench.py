@@ -375,6 +375,9 @@ def sync(
         bool, typer.Option("--quick", help="A small stage, unshaped, one outer step: no bar is held against it.")
     ] = False,
     folder: Annotated[Path, typer.Option(help="Where data is kept.", envvar="ORION_FOLDER")] = Path(".orion"),
+    hivemind_python: Annotated[
+        Path | None, typer.Option(help="An interpreter that has hivemind, to measure its averager beside.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What an outer step's synchronisation takes, beside the links' floor and gloo (root). Exits 1 below the bar."""
@@ -396,6 +399,7 @@ def sync(
         dict(os.environ),
         num_timed=1 if quick else steps,
         scratch=memory_folder(),
+        hivemind=hivemind_python,
     )
     rows = []
     with bench:

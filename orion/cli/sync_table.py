@@ -3,7 +3,7 @@
 from typing import Any
 
 from orion.bench.sync.drive import SyncBench
-from orion.bench.sync.plan import NUM_REPLICAS, Row, floor_bytes, scheme_bytes
+from orion.bench.sync.plan import NUM_REPLICAS, Row, delay_s, floor_bytes, scheme_bytes
 
 
 def format_row(row: Row) -> str:
@@ -12,9 +12,13 @@ def format_row(row: Row) -> str:
     moved = ""
     if row.bytes_up is not None and row.bytes_down is not None:
         moved = f", {row.bytes_up / 1e6:.1f} MB up and {row.bytes_down / 1e6:.1f} MB down a replica"
-    gloo = "" if row.gloo_s is None else f"; gloo {row.gloo_s:.2f} s"
+    others = "".join(
+        f"; {name} {seconds:.2f} s"
+        for name, seconds in (("gloo", row.gloo_s), ("hivemind", row.hivemind_s))
+        if seconds is not None
+    )
     phases = " + ".join(f"{seconds:.2f}" for seconds in row.phases_s)
-    return f"{row.name:>8}, {row.fault:>13}: {row.seconds:.2f} s ({phases}){ratio}{moved}{gloo}"
+    return f"{row.name:>8}, {row.fault:>13}: {row.seconds:.2f} s ({phases}){ratio}{moved}{others}"
 
 
 def report(rows: list[Row], bench: SyncBench) -> dict[str, Any]:
@@ -27,5 +31,5 @@ def report(rows: list[Row], bench: SyncBench) -> dict[str, Any]:
         "scheme_bytes_up": up,
         "scheme_bytes_down": down,
         "grace_s": bench.spec.time_limits.transfer_grace_s,
-        "settings": [row.as_json() for row in rows],
+        "settings": [row.as_json() | {"delay_s": delay_s(row, rows)} for row in rows],
     }

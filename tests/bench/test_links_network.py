@@ -139,6 +139,19 @@ def test_no_more_is_downloaded_than_the_link_allows_also_after_a_cut(delay_ms: f
     assert float(seconds) >= (1_500_000 - 200_000) / 2e6
 
 
+def test_a_link_can_be_slowed_down_where_the_kernel_joins_it() -> None:
+    with network_of(LinkProfile(upload_mbit=160.0), LinkProfile()) as network:
+        network.slow_down(0, 10.0)
+        with listening(network, 1, STREAM) as receiver:
+            subprocess.run(network.command(0, [sys.executable, "-c", SEND, network.address(1), "700000"]), check=True)
+            assert receiver.stdout is not None
+            received, seconds = receiver.stdout.readline().split()
+    assert int(received) == 700_000
+    assert float(seconds) >= (700_000 - 200_000) / 2e6
+    with network_of(LinkProfile(delay_ms=1.0)) as network, pytest.raises(LinkError, match="kernel"):
+        network.slow_down(0, 2.0)
+
+
 @pytest.mark.parametrize("delay_ms", [0.0, 1.0], ids=["bridge", "switch"])
 def test_a_link_that_is_cut_one_way_works_the_other_way_until_it_is_healed(delay_ms: float) -> None:
     profile = LinkProfile(upload_mbit=100.0, delay_ms=delay_ms)

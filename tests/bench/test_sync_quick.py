@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orion.bench.sync.plan import SETTINGS, Fault, Row, Setting, floor_bytes, misses, scheme_bytes
+from orion.bench.sync.plan import SETTINGS, Fault, Row, Setting, delay_s, floor_bytes, misses, scheme_bytes
 
 
 def test_bytes_of_the_scheme() -> None:
@@ -18,11 +18,20 @@ def test_bytes_of_the_scheme() -> None:
     assert Setting("x").floor_s(1) is None
 
 
-def test_every_fault_is_measured_and_the_slow_peer_is_slower() -> None:
+def test_every_fault_is_measured_where_links_can_be_slowed_down() -> None:
     assert {setting.fault for setting in SETTINGS} == set(Fault)
     setting = next(item for item in SETTINGS if item.fault is Fault.SLOW)
-    slow, *others = setting.profiles(is_slow=True)
-    assert slow.upload_mbit == 10.0 and others[0].upload_mbit == 100.0 and others[-1].upload_mbit is None
+    *replicas, store = setting.profiles
+    assert {profile.upload_mbit for profile in replicas} == {100.0} and store.upload_mbit is None
+    assert not any(profile.needs_switch for profile in setting.profiles)
+
+
+def test_what_a_fault_delays_is_told_beside_the_same_links_without_one() -> None:
+    rows = [Row(name, fault, seconds, (seconds,), None, None, None, None, None) for name, fault, seconds in ROWS]
+    assert [delay_s(row, rows) for row in rows] == [None, None, 2.5, None]
+
+
+ROWS = [("100", Fault.NONE, 12.0), ("856", Fault.NONE, 2.0), ("100", Fault.LIAR, 14.5), ("unshaped", Fault.SLOW, 9.0)]
 
 
 def test_bars() -> None:

@@ -51,8 +51,8 @@ class Bridge:
                     line
                     for index, namespace in enumerate(plan.namespaces)
                     for line in (
-                        f"link add {_port(index)} type veth peer name {DEVICE} netns {namespace}",
-                        f"link set {_port(index)} master {_BRIDGE} addrgenmode none up",
+                        f"link add {port_of(index)} type veth peer name {DEVICE} netns {namespace}",
+                        f"link set {port_of(index)} master {_BRIDGE} addrgenmode none up",
                     )
                 ),
             ],
@@ -66,14 +66,14 @@ class Bridge:
     def num_delivered(self) -> int:
         """Frames that left the bridge."""
         devices = _said(["ip", "-n", self._plan.hub, "-json", "-statistics", "link", "show"])
-        ports = {_port(index) for index in range(len(self._plan.profiles))}
+        ports = {port_of(index) for index in range(len(self._plan.profiles))}
         return sum(one["stats64"]["tx"]["packets"] for one in devices if one["ifname"] in ports)
 
     @property
     def num_dropped(self) -> int:
         """Frames that were cut off, or found a full queue."""
         queues = [(namespace, DEVICE) for namespace in self._plan.namespaces]
-        queues += [(self._plan.hub, _port(index)) for index in range(len(self._plan.profiles))]
+        queues += [(self._plan.hub, port_of(index)) for index in range(len(self._plan.profiles))]
         return self._num_dropped + sum(_lost_by(namespace, device) for namespace, device in queues)
 
     def stop(self) -> None:
@@ -93,12 +93,12 @@ class Bridge:
         if way in (Way.OUT, Way.BOTH):
             self._lose_all(self._plan.namespaces[peer], DEVICE)
         if way in (Way.IN, Way.BOTH):
-            self._lose_all(self._plan.hub, _port(peer))
+            self._lose_all(self._plan.hub, port_of(peer))
 
     def heal(self, peer: int) -> None:
         """The peer's link works again, both ways."""
         upload_mbit = self._plan.profiles[peer].upload_mbit
-        for namespace, device in ((self._plan.namespaces[peer], DEVICE), (self._plan.hub, _port(peer))):
+        for namespace, device in ((self._plan.namespaces[peer], DEVICE), (self._plan.hub, port_of(peer))):
             if not _loses_all(namespace, device):
                 continue
             self._num_dropped += _lost_by(namespace, device)
@@ -111,8 +111,7 @@ class Bridge:
     def _limit_download(self, peer: int) -> None:
         mbit = self._plan.profiles[peer].download_mbit
         if mbit is not None:
-            queue_bytes = max(_QUEUE_BYTES_MIN, int(mbit * 1e6 / 8 * DOWNLOAD_QUEUE_S_MAX))
-            limit_rate(self._plan.hub, _port(peer), mbit, queue_bytes)
+            limit_rate(self._plan.hub, port_of(peer), mbit, download_queue_bytes(mbit))
 
     def _lose_all(self, namespace: str, device: str) -> None:
         if not _loses_all(namespace, device):
@@ -120,7 +119,13 @@ class Bridge:
             run_tc(namespace, "qdisc", "replace", "dev", device, "root", "blackhole")
 
 
-def _port(index: int) -> str:
+def download_queue_bytes(mbit: float) -> int:
+    """What may wait for a peer's download before it is lost."""
+    return max(_QUEUE_BYTES_MIN, int(mbit * 1e6 / 8 * DOWNLOAD_QUEUE_S_MAX))
+
+
+def port_of(index: int) -> str:
+    """The bridge's end of a peer's link."""
     return f"port{index}"
 
 

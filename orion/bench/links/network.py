@@ -17,7 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orion.bench.links.namespaces import Plan, address, remove_namespaces
+from orion.bench.links.bridge import download_queue_bytes, port_of
+from orion.bench.links.namespaces import (
+    DEVICE,
+    UPLOAD_QUEUE_BYTES,
+    Plan,
+    address,
+    limit_rate,
+    remove_namespaces,
+)
 from orion.bench.links.profile import LinkProfile, Way
 from orion.common.errors import OrionError
 
@@ -106,6 +114,24 @@ class EmulatedNetwork:
     def cut(self, peer: int, way: Way = Way.BOTH) -> None:
         """From its return on nothing passes that way. Raises LinkError."""
         self._tell({"cut": range(len(self._plan.profiles))[peer], "way": way.value})
+
+    def slow_down(self, peer: int, factor: float) -> None:
+        """From its return on the peer's rates are so many times smaller, until a cut of its link is healed. Raises
+        LinkError, also where the switch joins the links."""
+        profile = self._plan.profiles[range(len(self._plan.profiles))[peer]]
+        if self._plan.needs_switch:
+            raise LinkError("rates are changed only where the kernel joins the links")
+        for mbit, namespace, device in (
+            (profile.upload_mbit, self.namespaces[peer], DEVICE),
+            (profile.download_mbit, self._plan.hub, port_of(peer)),
+        ):
+            if mbit is None:
+                continue
+            queue_bytes = UPLOAD_QUEUE_BYTES if device == DEVICE else download_queue_bytes(mbit / factor)
+            try:
+                limit_rate(namespace, device, mbit / factor, queue_bytes)
+            except subprocess.CalledProcessError as error:
+                raise LinkError(f"a link's rate could not be changed: {error.stderr.strip()}") from error
 
     def heal(self, peer: int) -> None:
         """Ends every cut of the peer's link. Raises LinkError."""

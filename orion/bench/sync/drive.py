@@ -19,8 +19,9 @@ from orion.bench.links.network import EmulatedNetwork
 from orion.bench.nursery import Nursery
 from orion.bench.pipeline.orion_roles import OrchestratorTask, miner_uri
 from orion.bench.sync.gloo_peer import GlooResult, GlooTask
+from orion.bench.sync.hivemind_group import HivemindGroup
 from orion.bench.sync.made_up_miner import SyncMinerTask
-from orion.bench.sync.plan import NUM_REPLICAS, NUM_WARM_UP, Fault, Row, Setting
+from orion.bench.sync.plan import NUM_REPLICAS, NUM_WARM_UP, SLOW_FACTOR, Fault, Row, Setting
 from orion.bench.sync.trace import Tracer, interface_bytes
 from orion.bench.workers import Worker, Workers
 from orion.common.clock import Clock
@@ -34,6 +35,8 @@ LIMIT_S = 900.0
 _LOOPBACK = "127.0.0.1"
 _PORT = 29_600
 _GLOO_REPETITIONS = 3
+_HIVEMIND_REPETITIONS = 2
+"""Fewer: peers find each other anew for each, which takes seconds and is not timed."""
 _MARKS = ("pseudo_gradient_uploaded", "partition_reduced", "outer_step_applied")
 _MARK_SLACK_S = 1.0
 """A miner's log line may come after the orchestrator's."""
@@ -59,8 +62,8 @@ class Site:
     workers: Workers
     folder: Path
     places: tuple[Place, ...]
-    has_interfaces: bool
-    """Whether each place has an interface of its own, whose bytes can be counted."""
+    network: EmulatedNetwork | None
+    """Where each place has an interface of its own, whose bytes can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,11 @@ class SyncBench:
         *,
         num_timed: int,
         scratch: Path | None = None,
+        hivemind: Path | None = None,
     ) -> None:
         """Prepares the data under `data_root` where that has not been done. `num_timed` outer steps are timed. The
-        store lies under `scratch`: on a disk that is slower than the links, the disk would be measured."""
+        store lies under `scratch`: on a disk that is slower than the links, the disk would be measured. `hivemind`: an
+        interpreter that has it; None: it is not measured."""
         self._clock = clock
         self._environment = dict(environment)
         self._data_folder = data_root / spec.data.folder_name()
@@ -104,6 +109,7 @@ class SyncBench:
         self.spec = RunSpec.parse({**spec.model_dump(mode="json"), "data_digest": digest}, "sync benchmark")
         self._num_timed = num_timed
         self._scratch = scratch
+        self._hivemind = hivemind
         modules = ["orion.bench.sync.gloo_peer", "orion.bench.sync.made_up_miner", "orion.bench.pipeline.orion_roles"]
         self._nursery = Nursery(modules, self._environment | _WAITING)
 
@@ -123,11 +129,16 @@ class SyncBench:
 
     def measure(self, setting: Setting) -> Row:
         """Raises BenchError, LinkError."""
-        gloo_s = None
+        gloo_s = hivemind_s = None
         if setting.fault is Fault.NONE:
-            with self._site(setting, is_slow=False) as site:
+            with self._site(setting) as site:
                 gloo_s = self._gloo(site)
-        with self._site(setting, is_slow=setting.fault is Fault.SLOW) as site:
+            if self._hivemind is not None:
+                with self._site(setting) as site:
+                    places = [(place.address, place.namespace) for place in site.places[:NUM_REPLICAS]]
+                    group = HivemindGroup(self._hivemind, self.spec.stage_sizes[0], site.folder)
+                    hivemind_s = group.seconds(places, _HIVEMIND_REPETITIONS)
+        with self._site(setting) as site:
             row = self._orion(site, setting)
         floor_s = setting.floor_s(self.stage_bytes)
         return Row(
@@ -140,6 +151,7 @@ class SyncBench:
             bytes_up=row.bytes_up,
             bytes_down=row.bytes_down,
             gloo_s=gloo_s,
+            hivemind_s=hivemind_s,
             phases_s=row.phases_s,
             anchors_equal=row.anchors_equal,
             notices=row.notices,
@@ -148,19 +160,20 @@ class SyncBench:
         )
 
     @contextmanager
-    def _site(self, setting: Setting, *, is_slow: bool) -> Iterator[Site]:
+    def _site(self, setting: Setting) -> Iterator[Site]:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="orion-sync-", dir=self._scratch)))
             places: list[Place] = []
+            network = None
             if not setting.is_shaped:
                 places = [Place(_LOOPBACK, "lo", None, port) for port in _free_ports(NUM_REPLICAS + 1)]
             else:
-                network = stack.enter_context(EmulatedNetwork(setting.profiles(is_slow=is_slow)))
+                network = stack.enter_context(EmulatedNetwork(setting.profiles))
                 for index in range(NUM_REPLICAS + 1):
                     places.append(Place(network.address(index), "eth0", network.namespace_path(index), _PORT))
             workers = stack.enter_context(Workers(folder, self._clock, self._nursery))
             (folder / "spec.json").write_text(json.dumps(self.spec.model_dump(mode="json")))
-            yield Site(workers, folder, tuple(places), setting.is_shaped)
+            yield Site(workers, folder, tuple(places), network)
 
     # --- gloo
 
@@ -201,20 +214,19 @@ class SyncBench:
             for index in range(NUM_REPLICAS)
         ]
         site.workers.wait_until("warming up", lambda: ("train", NUM_WARM_UP) in _phases(orchestrator), LIMIT_S)
-        interface = site.places[0].interface if site.has_interfaces else None
+        interface = None if site.network is None else site.places[0].interface
         before = _bytes_moved(miners, interface)
         with Tracer(orchestrator, miners, interface, self._clock) as tracer:
-            killed = self._kill_when_due(site, orchestrator, miners, setting.fault)
-            end = NUM_WARM_UP + self._num_timed
+            self._bring_on(site, orchestrator, miners, setting.fault)
+            num_timed = self._num_timed if setting.fault is Fault.NONE else 1
+            end = NUM_WARM_UP + num_timed
             site.workers.wait_until("synchronising", lambda: ("train", end) in _phases(orchestrator), LIMIT_S)
         after = _bytes_moved(miners, interface)
         steps = [_times(orchestrator, outer_step) for outer_step in range(NUM_WARM_UP, end)]
-        if killed:
-            steps = steps[:1]  # in later ones it is not waited for
         seconds = statistics.median_low(step.seconds for step in steps)
         typical = next(step for step in steps if step.seconds == seconds)
         moved = [
-            tuple((late - early) / self._num_timed for early, late in zip(before[name], after[name], strict=True))
+            tuple((late - early) / num_timed for early, late in zip(before[name], after[name], strict=True))
             for name in before.keys() & after.keys()
         ]
         notices = _notices(orchestrator)
@@ -235,21 +247,25 @@ class SyncBench:
             trace=tracer.between(typical.closed_s, typical.applied_s),
         )
 
-    def _kill_when_due(self, site: Site, orchestrator: Worker, miners: list[Worker], fault: Fault) -> bool:
-        """Kills one miner in the phase that is to be disturbed; whether it did."""
+    def _bring_on(self, site: Site, orchestrator: Worker, miners: list[Worker], fault: Fault) -> None:
+        """Kills one miner, or slows its link down, in the phase that is to be disturbed."""
         moment = {
+            Fault.SLOW: ("upload", NUM_WARM_UP),
             Fault.KILLED_UPLOAD: ("upload", NUM_WARM_UP),
             Fault.KILLED_REDUCE: ("merge", NUM_WARM_UP),
             Fault.KILLED_APPLY: ("apply", NUM_WARM_UP),
         }.get(fault)
         if moment is None:
-            return False
+            return
         site.workers.wait_until(f"reaching {moment}", lambda: moment in _phases(orchestrator), LIMIT_S)
+        if fault is Fault.SLOW:
+            assert site.network is not None
+            site.network.slow_down(0, SLOW_FACTOR)
+            return
         victim = miners[0]
         victim.process.kill()
         victim.process.wait()
         site.workers.started.remove(victim)
-        return True
 
     def _start_miner(self, site: Site, index: int, orchestrator_url: str, *, lies: bool) -> Worker:
         place = site.places[index]

@@ -1,6 +1,6 @@
 """What is measured: the run, the links, the faults, and the least time that the links allow. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,7 @@ NUM_REPLICAS = 4
 RATIO_BAR = 1.1
 """Times the floor, for shaped links without a fault."""
 SLOW_FACTOR = 10.0
-"""By how much the slow peer's link is slower."""
+"""By how much the slow peer's link gets slower, when the outer step that is timed begins to synchronise."""
 NUM_WARM_UP = 1
 """Outer steps before the first that is timed; in it nobody's rate is known yet."""
 
@@ -47,16 +47,11 @@ class Setting:
     def is_shaped(self) -> bool:
         return self.upload_mbit is not None
 
-    def profiles(self, *, is_slow: bool) -> list[LinkProfile]:
+    @property
+    def profiles(self) -> list[LinkProfile]:
         """Of the replicas, and last of the orchestrator with its store, which stands where bandwidth is no matter."""
-        usual = LinkProfile(upload_mbit=self.upload_mbit, download_mbit=self.download_mbit)
-        replicas = [usual] * NUM_REPLICAS
-        if is_slow and self.upload_mbit is not None and self.download_mbit is not None:
-            slow = LinkProfile(
-                upload_mbit=self.upload_mbit / SLOW_FACTOR, download_mbit=self.download_mbit / SLOW_FACTOR
-            )
-            replicas[0] = slow
-        return [*replicas, LinkProfile()]
+        replica = LinkProfile(upload_mbit=self.upload_mbit, download_mbit=self.download_mbit)
+        return [*[replica] * NUM_REPLICAS, LinkProfile()]
 
     def floor_s(self, stage_bytes: int) -> float | None:
         """What reduce-scatter and all-gather take at least: 2(R−1)/R of the stage up and down; None: no limit."""
@@ -107,7 +102,7 @@ class Row:
     bytes_down: float | None
     gloo_s: float | None
     hivemind_s: float | None = None
-    """Not measured: the library is not part of the development environment."""
+    """None unless an interpreter that has hivemind was named."""
     phases_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Of the median outer step: until all contributions were there, until the manifest, until all had applied."""
     anchors_equal: bool = True
@@ -121,11 +116,16 @@ class Row:
         return asdict(self)
 
 
+def delay_s(row: Row, rows: Sequence[Row]) -> float | None:
+    """By how much a fault delays the others: beyond what the same links take without one; None: not measured."""
+    healthy = [other.seconds for other in rows if other.name == row.name and other.fault == Fault.NONE]
+    return row.seconds - healthy[0] if healthy and row.fault != Fault.NONE else None
+
+
 def misses(rows: list[Row], grace_s: float, stage_bytes: int = 0) -> list[str]:
     """Bars that do not hold, in words."""
     found: list[str] = []
     up, _ = scheme_bytes(stage_bytes)
-    healthy = {row.name: row.seconds for row in rows if row.fault == Fault.NONE}
     for row in rows:
         where = f"{row.name}, fault {row.fault}"
         if not row.anchors_equal:
@@ -135,11 +135,8 @@ def misses(rows: list[Row], grace_s: float, stage_bytes: int = 0) -> list[str]:
                 found.append(f"{where}: {row.bytes_up / 1e6:.1f} MB up a replica: not all of them contributed")
             if row.ratio is not None and row.ratio > RATIO_BAR:
                 found.append(f"{where}: {row.ratio:.2f} times the floor, the bar is {RATIO_BAR:g}")
-        elif row.name in healthy and row.seconds > healthy[row.name] + grace_s:
-            found.append(
-                f"{where}: {row.seconds:.1f} s, {row.seconds - healthy[row.name]:.1f} s more than without; "
-                f"the grace is {grace_s:g} s"
-            )
+        elif (late_s := delay_s(row, rows)) is not None and late_s > grace_s:
+            found.append(f"{where}: {row.seconds:.1f} s, {late_s:.1f} s more than without; the grace is {grace_s:g} s")
     return found
 
 
