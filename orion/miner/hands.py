@@ -320,9 +320,7 @@ class Hands:
 
     async def _reduction(self, deed: ReducePartition | FetchSlices, refs: dict[Hotkey, ObjectRef]) -> Reduction:
         """What the partition's slices make, which is held from then on."""
-        digests = {hotkey: ref.digest for hotkey, ref in refs.items()}
-        weighed = tuple((each.hotkey, each.num_microbatches, digests.get(each.hotkey)) for each in deed.contributions)
-        inputs = (deed.outer_step, deed.partition_index, weighed)
+        inputs = (deed.stage_index, deed.partition_index, deed.contributions)
         held = self._objects.reduction(inputs)
         if held is not None:
             return held

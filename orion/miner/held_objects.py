@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from orion.common.errors import TransportError
-from orion.common.ids import Digest, Hotkey
+from orion.common.ids import Digest
 from orion.common.protocol.codec import Body
-from orion.common.protocol.messages import ObjectRef, RefusalCode
+from orion.common.protocol.messages import Contribution, ObjectRef, RefusalCode
 from orion.common.protocol.reduction import Reduction
 from orion.common.protocol.refusals import RefusedError
 
-ReductionInputs = tuple[int, int, tuple[tuple[Hotkey, int, Digest | None], ...]]
-"""Outer step, partition, and of each contribution in the plan's order its miner, its weight and its slice's digest."""
+ReductionInputs = tuple[int, int, tuple[Contribution, ...]]
+"""Stage, partition, and the contributions in the plan's order, with weights and digests: all that goes into it."""
 
 
 class Objects(Protocol):

@@ -52,9 +52,9 @@ from orion.miner.worker import DeviceWorker
 
 _START = RetryPolicy(attempts_max=1000, pause_s_max=5.0, total_s_max=600.0)
 """A miner may be started before its orchestrator."""
-_WRITES_MAX = 2
+_WRITES_MAX = 3
 """Objects or parts written at a time: the first should be there for others while the last are still to be sent, and
-with a second one the link does not idle between two."""
+the link must not idle whenever this process is busy with something else for a moment."""
 _LEAVE_S = 3.0
 """What saying goodbye may take."""
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})

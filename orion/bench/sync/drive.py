@@ -34,7 +34,7 @@ LIMIT_S = 900.0
 """For one setting, start included."""
 _LOOPBACK = "127.0.0.1"
 _PORT = 29_600
-_GLOO_REPETITIONS = 3
+_GLOO_REPETITIONS = 2
 _HIVEMIND_REPETITIONS = 2
 """Fewer: peers find each other anew for each, which takes seconds and is not timed."""
 _MARKS = ("pseudo_gradient_uploaded", "partition_reduced", "outer_step_applied")
