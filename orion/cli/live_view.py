@@ -98,6 +98,13 @@ def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) 
         f"{status.microbatches_repaired.total} repaired{repair_kinds(status.microbatches_repaired)}, "
         f"{status.microbatches_cancelled} cancelled"
     )
+    health = Text(
+        f"devices  {_share(progress.busy)} busy, {progress.flops_per_s:.3g} FLOP/s   "
+        f"staleness {_number(progress.staleness)}   "
+    )
+    health.append(*(("replicas equal", "") if status.anchors_equal else ("REPLICAS HAVE DIFFERED", "bold red")))
+    if status.checkpoint is not None:
+        health.append(f"   checkpoint of outer step {status.checkpoint.outer_step}")
     phases = Text("phases  ")
     for stage in status.stages:
         phases.append(f"{stage.stage_index}:{stage.phase.value} ", style=PHASE_STYLE[stage.phase])
@@ -107,7 +114,7 @@ def picture(status: RunStatus, progress: Progress, names: Mapping[Hotkey, str]) 
     )
     notices = [Text(f"! {with_names(notice, names)}", style="yellow") for notice in status.notices[-NOTICES_SHOWN:]]
     return Panel(
-        Group(head, microbatches, phases, bar, miner_table(status.miners, names), *notices),
+        Group(head, microbatches, health, phases, bar, miner_table(status.miners, names), *notices),
         title=f"Orion · {status.run_id}",
         title_align="left",
     )
@@ -147,6 +154,10 @@ def with_names(text: str, names: Mapping[Hotkey, str]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _remaining(progress: Progress) -> str:

@@ -172,15 +172,18 @@ def status(
             print_pay(Console(width=None if sys.stdout.isatty() else 140), pay, incentive)
         return
     from orion.cli.live_view import picture
-    from orion.cli.progress import ProgressTracker, run_microbatches
+    from orion.cli.progress import ProgressTracker, run_flops_per_token, run_microbatches
     from orion.cli.remote import fetch_run
 
     spec, run_status = _run(fetch_run(orchestrator.rstrip("/")))
     if as_json:
         print(run_status.model_dump_json())
         return
-    progress = ProgressTracker(run_microbatches(spec), spec.first_outer_step).update(run_status)
+    progress = ProgressTracker(run_microbatches(spec), spec.first_outer_step, run_flops_per_token(spec)).update(
+        run_status
+    )
     Console().print(picture(run_status, progress, {}))
+    Console().print(f"more: {orchestrator.rstrip('/')}/dashboard/", highlight=False)
 
 
 @app.command()

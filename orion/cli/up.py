@@ -19,7 +19,7 @@ from orion.cli.local_swarm import LocalSwarm, SwarmPaths, SwarmStartError, make_
 from orion.cli.loss_plot import save_loss_plot
 from orion.cli.merged_model import evaluate, fetch_trained, heldout_loss, merged_model, save_merged_model
 from orion.cli.outcome import SwarmOutcome, loss_ends, problems
-from orion.cli.progress import ProgressTracker, run_microbatches
+from orion.cli.progress import ProgressTracker, run_flops_per_token, run_microbatches
 from orion.cli.resolve import resolve
 from orion.cli.resume_source import find_checkpoint
 from orion.cli.single_process import train_single_process
@@ -175,7 +175,7 @@ def _paths(options: UpOptions, spec: RunSpec, clock: Clock) -> SwarmPaths:
 
 async def _watch(swarm: LocalSwarm, spec: RunSpec, console: Console, clock: Clock) -> tuple[FinishedRun, float]:
     """Shows the run until it has ended; returns what it ended with, and its seconds from the first lease on."""
-    tracker = ProgressTracker(run_microbatches(spec), spec.first_outer_step)
+    tracker = ProgressTracker(run_microbatches(spec), spec.first_outer_step, run_flops_per_token(spec))
     reached_s = clock.monotonic_s()
     async with HttpClient() as http:
         with SwarmView(console, swarm.keys.names()) as view:

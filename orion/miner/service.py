@@ -33,7 +33,7 @@ from orion.common.protocol.messages import Join
 from orion.common.protocol.refusals import RefusedError
 from orion.common.protocol.signing import Keypair, Verifier, hotkey_of
 from orion.common.train.data import TokenDataset
-from orion.common.train.device import compute_dtype, device_named
+from orion.common.train.device import compute_dtype, device_named, device_text
 from orion.miner.archive import OUTER_STEPS_KEPT
 from orion.miner.axon import publish_axon
 from orion.miner.boundary_monitor import BoundaryMonitor
@@ -127,7 +127,12 @@ async def serve(
         hands = Hands(
             spec,
             hotkey,
-            join=Join(url=url, device=str(device), memory_bytes=_memory_bytes(device), stage_index=config.stage_index),
+            join=Join(
+                url=url,
+                device=device_text(device),
+                memory_bytes=_memory_bytes(device),
+                stage_index=config.stage_index,
+            ),
             orchestrator=orchestrator,
             objects=objects,
             anchors=AnchorLoader(orchestrator, objects, spec),

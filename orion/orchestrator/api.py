@@ -5,7 +5,7 @@ run, signature, registration; only then is the core asked. There is no answer 20
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +57,8 @@ from orion.common.protocol.records import (
     Verdict,
 )
 from orion.common.protocol.refusals import refused
+from orion.orchestrator.dashboard.live import LivePage
+from orion.orchestrator.dashboard.serve import add_dashboard
 from orion.orchestrator.events import Request
 from orion.orchestrator.ledger_store import LedgerStore
 from orion.orchestrator.loop import OrchestratorLoop
@@ -98,6 +100,10 @@ class ApiParts:
     data_files: Mapping[str, Path]
     """The prepared data by file name."""
     registry: CollectorRegistry
+    page: LivePage
+    """What people watch the run on."""
+    drop_connection: Callable[[Hashable], None]
+    """Ends the connection of the client with this address at once."""
 
 
 def build_app(parts: ApiParts) -> FastAPI:
@@ -109,6 +115,7 @@ def build_app(parts: ApiParts) -> FastAPI:
         app.add_api_route(route, _deciding(parts, message_type, size_bytes_max), methods=["POST"])
     _add_queries(app, parts)
     _add_objects(app, parts)
+    add_dashboard(app, parts.page, parts.drop_connection)
     app.add_middleware(_Measured, metrics=RequestMetrics(parts.registry), clock=parts.clock)
     return app
 

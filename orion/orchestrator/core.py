@@ -7,6 +7,8 @@ connection broke off), `grants` (who may read and write); the state they work on
 """
 
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
 from orion.common.config import RunSpec
 from orion.common.ids import Digest, Hotkey
@@ -54,6 +56,8 @@ from orion.orchestrator.requests import answer
 from orion.orchestrator.resume import resume
 from orion.orchestrator.stages import Applying
 from orion.orchestrator.state import RunState
+
+Seen = TypeVar("Seen")
 
 
 class OrchestratorCore:
@@ -120,6 +124,10 @@ class OrchestratorCore:
         return effects
 
     # --- views: they change nothing ---
+
+    def look(self, view: Callable[[RunState], Seen]) -> Seen:
+        """What a pure function makes of the state, which it must not change or keep: for the dashboard."""
+        return view(self._state)
 
     @property
     def num_notices(self) -> int:

@@ -7,9 +7,9 @@ are handled in the order of the journal; the queue is bounded, and a request tha
 
 import asyncio
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -60,6 +60,13 @@ _RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
+class Watcher(Protocol):
+    """Hears of every event after the core has handled it, those of an earlier process first. Must cost next to nothing
+    and change nothing."""
+
+    def handled(self, event: Event, effects: Sequence[Effect]) -> None: ...
+
+
 class OrchestratorLoop:
     """Runs one core on one journal."""
 
@@ -74,6 +81,7 @@ class OrchestratorLoop:
         metrics: LoopMetrics,
         tick_s: float,
         queue_max: int,
+        watcher: Watcher | None = None,
     ) -> None:
         """Replays the journal into the core, which must be new, and gives the ledger what it lacks. Blocks while it
         does. Make it in a running loop."""
@@ -93,7 +101,8 @@ class OrchestratorLoop:
         self._changed = asyncio.Event()
         self._connections = FeedConnections()
         self._is_closed = False
-        self._next_sequence, self._now_s = replay(core, journal, ledger)
+        self._watcher = watcher
+        self._next_sequence, self._now_s = replay(core, journal, ledger, watcher)
         self._seen_notices = core.num_notices
         self.is_resumed = self._next_sequence > 0
         """Whether an earlier process has written to the journal."""
@@ -178,7 +187,10 @@ class OrchestratorLoop:
             self._next_sequence += len(records)
             self._metrics.events.inc(len(records))
             for record in records:
-                for effect in self.core.handle(record.event, record.now_s):
+                effects = self.core.handle(record.event, record.now_s)
+                if self._watcher is not None:
+                    self._watcher.handled(record.event, effects)
+                for effect in effects:
                     self._carry_out(effect)
             if self._recorded:
                 # The journal holds what the ledger follows from, so answers need not wait for it.
@@ -269,7 +281,9 @@ class OrchestratorLoop:
                 answered.set_exception(refused(RefusalCode.BUSY, "the orchestrator is stopping", _RETRY_S))
 
 
-def replay(core: OrchestratorCore, journal: Journal, ledger: LedgerStore) -> tuple[int, float]:
+def replay(
+    core: OrchestratorCore, journal: Journal, ledger: LedgerStore, watcher: Watcher | None = None
+) -> tuple[int, float]:
     """Brings a new core to where the journal ends; the next sequence number, and the newest event's time.
 
     What the events caused then is not done again; what of it was lost becomes due with the `Resumed` that follows.
@@ -279,6 +293,8 @@ def replay(core: OrchestratorCore, journal: Journal, ledger: LedgerStore) -> tup
     recorded: list[Recorded] = []
     for record in journal.read():
         effects = core.handle(record.event, record.now_s)
+        if watcher is not None:
+            watcher.handled(record.event, effects)
         recorded.extend(effect for effect in effects if isinstance(effect, Recorded))
         if len(recorded) >= BATCH_MAX:
             ledger.append(recorded)

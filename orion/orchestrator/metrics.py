@@ -10,6 +10,15 @@
 - `orion_loss`: the newest loss.
 - `orion_anchors_equal`: 1 while all replicas agreed in every outer step.
 - `orion_checks_total{passed}`: verdicts of validators.
+- `orion_repairs_total{kind}`: microbatches that outlived a lost miner: rerouted, spliced, released.
+- `orion_notices_total`: what went wrong or changed, as the status and the dashboard tell it.
+- `orion_tokens_per_second`, `orion_flops_per_second`: of applied microbatches over the last 20 seconds.
+- `orion_busy_share`: mean share of the time in which active miners' devices computed; left out while nobody has said.
+- `orion_mfu`: achieved ÷ peak operations of the devices whose peak is known; left out when there is none.
+- `orion_microbatches_in_flight`: trips under way.
+- `orion_upload_seconds{stage,which}`: of the newest outer step that is through: the usual (`median`) and the slowest
+  (`max`) miner's time from the upload phase's beginning until all was stored.
+- `orion_dashboard_listeners`: browsers that are told of changes.
 - `orion_queue_events`: events that wait to be decided.
 - `orion_events_total`, `orion_journal_seconds`: events decided, and how long their commits took.
 - `orion_requests_total{route,status}`, `orion_request_seconds{route}`: requests answered.
@@ -24,6 +33,7 @@ from prometheus_client.registry import Collector
 
 from orion.common.ids import MemberState, Phase
 from orion.common.protocol.records import RunStatus
+from orion.orchestrator.dashboard.live import LivePage
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)
@@ -97,6 +107,32 @@ class RunCollector(Collector):
             for state in MemberState:
                 members.add_metric([str(stage.stage_index), state.value], tally[(stage.stage_index, state)])
         yield members
+
+
+class WatchCollector(Collector):
+    """Reads what the dashboard knows beside the status."""
+
+    def __init__(self, page: LivePage) -> None:
+        self._page = page
+
+    def collect(self) -> Iterator[Metric]:
+        head = self._page.head()
+        yield _gauge("orion_tokens_per_second", "Tokens of applied microbatches, lately", head.tokens_per_s)
+        yield _gauge("orion_flops_per_second", "Operations of applied microbatches, lately", head.flops_per_s)
+        yield _gauge("orion_microbatches_in_flight", "Trips under way", head.in_flight)
+        if head.busy is not None:
+            yield _gauge("orion_busy_share", "Mean share of the time in which devices computed", head.busy)
+        if head.mfu is not None:
+            yield _gauge("orion_mfu", "Achieved share of the known devices' peak", head.mfu)
+        yield CounterMetricFamily("orion_notices", "Things that went wrong or changed", value=self._page.num_notices)
+        uploads = GaugeMetricFamily(
+            "orion_upload_seconds", "Miners' uploads in the newest outer step", labels=["stage", "which"]
+        )
+        for stage_index, median_s, max_s in self._page.uploads():
+            uploads.add_metric([str(stage_index), "median"], median_s)
+            uploads.add_metric([str(stage_index), "max"], max_s)
+        yield uploads
+        yield _gauge("orion_dashboard_listeners", "Browsers that are told of changes", self._page.num_listeners)
 
 
 def _staleness(status: RunStatus) -> HistogramMetricFamily:

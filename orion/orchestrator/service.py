@@ -9,7 +9,7 @@ import contextlib
 import random
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,11 +35,13 @@ from orion.common.train.data_index import INDEX_FILE, dataset_files, read_index
 from orion.orchestrator.api import ApiParts, build_app
 from orion.orchestrator.config import OrchestratorConfig
 from orion.orchestrator.core import OrchestratorCore
+from orion.orchestrator.dashboard.live import LivePage
+from orion.orchestrator.dashboard.watch import RunWatch
 from orion.orchestrator.events import MetagraphUpdated, Neuron
 from orion.orchestrator.journal import SECRET_BYTES, Header, Journal, SqliteJournal
 from orion.orchestrator.ledger_store import LEDGER_FILE, SqliteLedger
 from orion.orchestrator.loop import OrchestratorLoop
-from orion.orchestrator.metrics import LoopMetrics, RunCollector
+from orion.orchestrator.metrics import LoopMetrics, RunCollector, WatchCollector
 from orion.orchestrator.object_store import open_store
 
 _STOP_S = 3
@@ -84,8 +86,10 @@ async def serve(
         if spec.start is not None and _is_empty(journal):
             await store_start(store, spec, config.start_paths)
         registry = CollectorRegistry()
+        core = OrchestratorCore(spec, random.Random(journal.header.derived("draws")))
+        watch = RunWatch(core)
         loop = OrchestratorLoop(
-            OrchestratorCore(spec, random.Random(journal.header.derived("draws"))),
+            core,
             journal,
             ledger,
             store,
@@ -93,7 +97,11 @@ async def serve(
             metrics=LoopMetrics(registry),
             tick_s=config.tick_s,
             queue_max=config.queue_max,
+            watcher=watch,
         )
+        page = LivePage(watch, clock)
+        stack.callback(page.close)
+        connections: Connections = {}
         # Whoever wrote the journal has let go of it, so that it takes no requests any more.
         verifier = Verifier(
             hotkey_of(keypair),
@@ -101,6 +109,7 @@ async def serve(
             succeeds_at_s=clock.now_s() if loop.is_resumed else None,
         )
         registry.register(RunCollector(lambda: loop.core.status(clock.now_s()), lambda: loop.num_queued))
+        registry.register(WatchCollector(page))
         app = build_app(
             ApiParts(
                 run_info=run_info,
@@ -113,6 +122,8 @@ async def serve(
                 grant_s=config.grant_s,
                 data_files=data_files,
                 registry=registry,
+                page=page,
+                drop_connection=partial(_drop, connections),
             )
         )
         url = f"http://{config.host}:{listener.getsockname()[1]}"
@@ -120,7 +131,17 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             group.create_task(loop.run())
             group.create_task(_poll_metagraph(loop, chain, config.chain_poll_s))
-            group.create_task(_serve_http(app, loop, listener, url, on_listening))
+            group.create_task(
+                _serve_http(
+                    app,
+                    loop=loop,
+                    page=page,
+                    connections=connections,
+                    listener=listener,
+                    url=url,
+                    on_listening=on_listening,
+                )
+            )
 
 
 def _is_empty(journal: Journal) -> bool:
@@ -162,16 +183,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _watched_protocol(loop: OrchestratorLoop) -> type[HttpToolsProtocol]:
+Connections = dict[Hashable, asyncio.Transport]
+"""Open ones, by the client's address."""
+
+
+def _drop(connections: Connections, client: Hashable) -> None:
+    """Ends a connection without sending what is left: its client does not read."""
+    if (transport := connections.get(client)) is not None:
+        _log.warning("connection_dropped", client=client)
+        transport.abort()
+
+
+def _watched_protocol(loop: OrchestratorLoop, connections: Connections) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, which also tells when a connection begins and ends, named by its client's address."""
 
     class WatchedProtocol(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            connections[self.client] = transport
             loop.connection_opened(self.client)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            connections.pop(self.client, None)
             loop.connection_closed(self.client)
 
     return WatchedProtocol
@@ -179,7 +213,10 @@ def _watched_protocol(loop: OrchestratorLoop) -> type[HttpToolsProtocol]:
 
 async def _serve_http(
     app: FastAPI,
+    *,
     loop: OrchestratorLoop,
+    page: LivePage,
+    connections: Connections,
     listener: socket.socket,
     url: str,
     on_listening: Callable[[str], None] | None,
@@ -187,7 +224,7 @@ async def _serve_http(
     server = _Server(
         uvicorn.Config(
             app,
-            http=_watched_protocol(loop),
+            http=_watched_protocol(loop, connections),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -203,6 +240,7 @@ async def _serve_http(
     try:
         await asyncio.shield(serving)
     finally:
+        page.close()  # whoever listens would hold up the end
         server.should_exit = True
         await serving
     raise RuntimeError("the HTTP server has stopped by itself")

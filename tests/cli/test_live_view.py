@@ -5,12 +5,12 @@ import io
 from cli_statuses import ALICE, BOB, miner_status, outcome, run_status, stage_state
 from rich.console import Console
 
-from orion.cli.live_view import SwarmView, plain_line
+from orion.cli.live_view import SwarmView, picture, plain_line
 from orion.cli.outcome import SwarmOutcome
 from orion.cli.progress import ProgressTracker
 from orion.cli.summary import print_summary
 from orion.common.ids import Hotkey, MemberState, Phase
-from orion.common.protocol.records import Repairs, RunStatus
+from orion.common.protocol.records import Repairs, RunStatus, StageStaleness
 
 NAMES = {ALICE: "miner-0", BOB: "miner-1"}
 
@@ -44,6 +44,19 @@ def test_the_picture_tells_what_saved_the_microbatches_of_lost_miners() -> None:
     status = run_status(microbatches_repaired=Repairs(rerouted=3, spliced=2, released=1), microbatches_cancelled=1)
     picture = shown([status], terminal=True)
     assert "6 repaired (3 rerouted, 2 spliced, 1 leased again), 1 cancelled" in picture
+
+
+def test_the_picture_shows_the_same_facts_as_the_dashboard() -> None:
+    status = run_status(staleness=(StageStaleness(counts=(3, 1)), StageStaleness(counts=())), started_s=None)
+    tracker = ProgressTracker(100, flops_per_token=2e6)
+    tracker.update(status.model_copy(update={"now_s": status.now_s - 10.0, "tokens": status.tokens - 1000}))
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(picture(status, tracker.update(status), NAMES))
+    for words in ("75% busy", "2e+08 FLOP/s", "staleness 0.250", "replicas equal"):
+        assert words in out.getvalue()
+    differing = picture(status.model_copy(update={"anchors_equal": False}), tracker.update(status), NAMES)
+    Console(file=out, width=120, color_system=None).print(differing)
+    assert "REPLICAS HAVE DIFFERED" in out.getvalue()
 
 
 def test_without_a_terminal_lines_appear_when_something_changes_or_time_passes() -> None:

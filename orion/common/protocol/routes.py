@@ -35,6 +35,9 @@ OBJECTS: Final = "/v1/objects"
 DATA: Final = "/v1/data"
 """Followed by `/` and the file's name."""
 
+DASHBOARD: Final = "/dashboard/"
+"""The page for people; below it, its files (`assets/`), its data (`page`) and the stream of its changes (`live`)."""
+
 # Miner
 FORWARD: Final = "/v1/forward"
 BACKWARD: Final = "/v1/backward"

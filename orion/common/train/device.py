@@ -20,6 +20,11 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def device_text(device: torch.device) -> str:
+    """What people call it; an accelerator's own name, from which its peak follows."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on an accelerator, which has units for it; float32 on a CPU, where it would be slower."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
