@@ -191,3 +191,12 @@ def test_a_run_that_has_not_begun_has_a_page_too() -> None:
     page = Page.model_validate(json.loads(LivePage(RunWatch(core), SystemClock()).whole()))
     assert page.head.loss is None and page.head.busy is None and page.head.mfu is None
     assert page.curves.loss == () and page.timeline.rows == () and page.trust.ranking == ()
+
+
+def test_in_an_overlapped_run_training_is_shown_beside_the_merge_before() -> None:
+    rows = {(row.stage_index, row.outer_step): row for row in timeline(watched(tell_story(sync="overlapped"))).rows}
+    spans = {key: {span.part: span for span in row.spans} for key, row in rows.items()}
+    for stage_index in range(3):
+        former, later = spans[stage_index, 1], spans[stage_index, 2]
+        assert later[Part.TRAIN].begin_s == former[Part.TRAIN].end_s == former[Part.UPLOAD].begin_s
+        assert later[Part.TRAIN].end_s == later[Part.UPLOAD].begin_s
