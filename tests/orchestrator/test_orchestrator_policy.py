@@ -31,6 +31,8 @@ from orion.common.protocol.messages import Heartbeat, Refusal, RefusalCode, RunI
 from orion.common.protocol.signing import Keypair, NonceSource, Verifier, hotkey_of, sign_request
 from orion.orchestrator.api import ApiParts, build_app
 from orion.orchestrator.core import OrchestratorCore
+from orion.orchestrator.dashboard.live import LivePage
+from orion.orchestrator.dashboard.watch import RunWatch
 from orion.orchestrator.journal import SECRET_BYTES, Header, MemoryJournal
 from orion.orchestrator.ledger_store import MemoryLedger
 from orion.orchestrator.loop import OrchestratorLoop
@@ -47,6 +49,9 @@ UNSIGNED = {
     routes.BOUNDARIES,
     routes.HEALTH,
     routes.METRICS,
+    routes.DASHBOARD,
+    routes.DASHBOARD + "assets/{name:path}",
+    routes.DASHBOARD + "page",
     routes.OBJECTS + "/{key:path}",
 }
 """Open to anyone; an object's URL carries its own signature."""
@@ -65,7 +70,10 @@ def signed_routes(folder: Path) -> list[tuple[str, str]]:
     gate = Gate(Verifier(hotkey_of(ORCHESTRATOR_KEY)), SPEC.digest, clock)
     run_info = RunInfo(orchestrator=gate.hotkey, spec=SPEC.model_dump(mode="json"))
     served = ObjectRoutes(store, signer, clock)
-    app = build_app(ApiParts(run_info, ledger, loop, gate, store, served, clock, 1.0, {}, registry))
+    page = LivePage(RunWatch(core), clock)
+    app = build_app(
+        ApiParts(run_info, ledger, loop, gate, store, served, clock, 1.0, {}, registry, page, lambda _: None)
+    )
     found = [(method, route) for route in app.routes if isinstance(route, APIRoute) for method in sorted(route.methods)]
     assert {route.path for _, route in found} >= UNSIGNED
     return [(method, route.path.replace("{name}", "x")) for method, route in found if route.path not in UNSIGNED]
