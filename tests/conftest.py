@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from postgres import PostgresServer, postgres_server
 from seaweed import CREDENTIALS, S3Server, s3_server
 
 torch.set_num_threads(1)
@@ -76,4 +77,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server, started by the first test that needs it."""
+    with postgres_server() as server:
         yield server

@@ -49,6 +49,15 @@ OrchestratorUrl = Annotated[
     str, typer.Option("--orchestrator", help="URL of the orchestrator.", envvar="ORION_ORCHESTRATOR")
 ]
 
+JournalAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        help="Where the journal is: postgresql://USER@HOST/NAME or sqlite:///PATH; without: in the state folder.",
+        envvar="ORION_JOURNAL",
+    ),
+]
+StateFolder = Annotated[Path, typer.Option(help="The orchestrator's state folder.")]
 Store = Annotated[
     str | None,
     typer.Option(
@@ -332,11 +341,14 @@ def orchestrator(
     netuid: Netuid,
     network: Network = "finney",
     fallback: Fallback = None,
-    state: Annotated[Path, typer.Option(help="Folder of the journal and of objects without --store.")] = DEFAULT_FOLDER
-    / "orchestrator",
+    state: Annotated[
+        Path,
+        typer.Option(help="Folder of the public ledger, and of the journal and objects if they are not elsewhere."),
+    ] = DEFAULT_FOLDER / "orchestrator",
     data: DataFolder = DEFAULT_FOLDER / "data",
     source: GoOnFrom = None,
     store: Store = None,
+    journal: JournalAddress = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535, envvar="ORION_PORT")] = 8700,
     wallet_path: WalletPath = DEFAULT_WALLETS,
@@ -352,10 +364,45 @@ def orchestrator(
     from orion.orchestrator.config import OrchestratorConfig
 
     log_lines()
-    config = OrchestratorConfig(state_folder=state, data_folder=data, host=host, port=port, store=store)
+    config = OrchestratorConfig(
+        state_folder=state, data_folder=data, host=host, port=port, store=store, journal=journal
+    )
     keypair = load_hotkey(wallet_path.expanduser(), wallet, hotkey)
     subnet = Subnet(network, netuid, tuple(fallback or ()))
     _run(run_orchestrator(run_file, config, keypair, subnet, source), stop_with_stdin=stop_with_stdin)
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(help="New folder to write to. It will hold the run's secret: guard it.")],
+    state: StateFolder = DEFAULT_FOLDER / "orchestrator",
+    journal: JournalAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Copies an orchestrator's journal and public ledger, also while it runs; not the objects of its store."""
+    from orion.orchestrator.backup import back_up
+    from orion.orchestrator.config import OrchestratorConfig
+
+    config = OrchestratorConfig(state_folder=state, journal=journal)
+    done = back_up(config.state_folder, config.journal_address, to)
+    print(json.dumps(asdict(done)) if as_json else f"{to}: {done.num_events} events, {done.num_entries} ledger entries")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="Folder that `orion backup` wrote.")],
+    state: StateFolder = DEFAULT_FOLDER / "orchestrator",
+    journal: JournalAddress = None,
+    as_json: Json = False,
+) -> None:
+    """Puts a backup where `orion orchestrator` then goes on from: an empty journal, a folder without a ledger."""
+    from orion.orchestrator import backup
+    from orion.orchestrator.config import OrchestratorConfig
+
+    config = OrchestratorConfig(state_folder=state, journal=journal)
+    done = backup.restore(source, config.state_folder, config.journal_address)
+    where = f"{state}: {done.num_events} events, {done.num_entries} ledger entries"
+    print(json.dumps(asdict(done)) if as_json else where)
 
 
 @app.command()

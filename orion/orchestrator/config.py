@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+JOURNAL_FILE = "journal.sqlite"
+
 
 class OrchestratorConfig(BaseModel):
     """The orchestrator's own settings; what all processes must agree on is in the RunSpec."""
@@ -12,7 +14,10 @@ class OrchestratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state_folder: Path
-    """Holds the journal and, unless it is on S3, the object store; belongs to one orchestrator of one run."""
+    """Holds the public ledger and, unless they are elsewhere, journal and object store; belongs to one orchestrator of
+    one run."""
+    journal: str | None = None
+    """Address of the journal: `postgresql://USER@HOST/NAME` or `sqlite:///PATH`; None: a file in the state folder."""
     store: str | None = None
     """Address of the object store on S3 (`orion.common.net.s3_address`); None: a directory in the state folder."""
     data_folder: Path | None = None
@@ -31,5 +36,12 @@ class OrchestratorConfig(BaseModel):
     """How long a signed URL may be used for starting a transfer."""
     clock_skew_s: Annotated[float, Field(ge=0, le=60)] = 2.0
     """How far a sender's clock may be ahead of ours. Started again, the orchestrator refuses requests for this long."""
+    snapshot_events: Annotated[int, Field(ge=1)] = 20_000
+    """Between two snapshots of the state; as many are replayed at a restart, at worst."""
     queue_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Events that may wait to be decided; beyond, requests are answered BUSY."""
+
+    @property
+    def journal_address(self) -> str:
+        """Where the journal is."""
+        return self.journal or f"sqlite:///{self.state_folder / JOURNAL_FILE}"

@@ -200,6 +200,28 @@ class OrchestratorCore:
         """Raises RefusedError unless the hotkey may read or write these objects now."""
         grants.check_grant(self._state, hotkey, request)
 
+    @property
+    def num_entries(self) -> int:
+        """Of the public ledger so far."""
+        return self._state.memory.num_entries
+
+    @property
+    def ledger_digest(self) -> Digest:
+        """Of the public ledger so far."""
+        return self._state.memory.ledger_digest
+
+    def snapshot(self) -> bytes:
+        """Everything that is remembered, between two events."""
+        return self._state.encoded()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Goes on from another core's snapshot of the same run: the same events have the same effects from then on.
+
+        Raises DataError for anything that is no snapshot of this version; then nothing has changed.
+        """
+        self._state.restore(snapshot)
+        self._feed_parts = views.feed_parts(self._state)
+
     def digest(self) -> Digest:
         """Of everything that is remembered; costs a walk over all of it."""
         return self._state.digest()

@@ -1,29 +1,26 @@
-"""The journal: every event in order, durable before anybody sees what it caused.
+"""The journal: every event in order, durable before anybody sees what it caused, and snapshots of what they led to.
 
-Owns how events are kept; knows nothing of what they mean. A restart replays them through a fresh core and stands where
-the old one stood. Invariants: sequence numbers are consecutive from 0; a batch is kept wholly or not at all; a journal
-belongs to one run, and to one process at a time.
+Owns how events and snapshots are kept; knows nothing of what they mean. A restart takes the newest snapshot, replays
+the events after it through the core and stands where the old one stood. Invariants: sequence numbers are consecutive
+from 0; a batch is kept wholly or not at all; of events only those go that the last but one snapshot holds, so a damaged
+snapshot costs time and nothing else; a journal belongs to one run, and to one process at a time.
 """
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
-import sqlalchemy as sql
 from blake3 import blake3
-from sqlalchemy.exc import DatabaseError
 
-from orion.common.errors import ConfigError
+from orion.common.errors import DataError
 from orion.common.ids import Digest
 from orion.orchestrator.events import Event, event_from_json, event_to_json
 
 FORMAT_VERSION = 3
 """Raised when an event changes its meaning, so that old events are not replayed into another state."""
 SECRET_BYTES = 32
-_LOCK_TIMEOUT_S = 1.0
-_READ_ROWS = 1_000
+SNAPSHOTS_KEPT = 2
+"""The newest one, and the one to fall back on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +46,57 @@ class Record:
     event: Event
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What all events before one have led to."""
+
+    sequence: int
+    """Of the first event that is not in it."""
+    now_s: float
+    """Of the last event that is in it."""
+    num_entries: int
+    """Of the public ledger that these events led to."""
+    state: bytes
+    digest: Digest
+    """Of `state`, to notice that it was damaged."""
+
+    @classmethod
+    def of(cls, sequence: int, now_s: float, num_entries: int, state: bytes) -> "Snapshot":
+        """One that is whole."""
+        return cls(sequence, now_s, num_entries, state, content_digest(state))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its state is still the one that was kept."""
+        return content_digest(self.state) == self.digest
+
+
 class Journal(Protocol):
-    """Where events are kept. Calls block and come one at a time."""
+    """Where events and snapshots are kept. Calls block and come one at a time."""
 
     @property
     def header(self) -> Header: ...
+
+    @property
+    def next_sequence(self) -> int:
+        """Of the next event; 0 in a new journal."""
+        ...
 
     def append(self, records: Sequence[Record]) -> None:
         """Keeps a batch; durable on return. Its numbers follow those before without a gap."""
         ...
 
     def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
-        """All records from one on, in order."""
+        """All records from one on, in order. Raises DataError when they have been dropped already."""
+        ...
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keeps a snapshot of all events so far, durable on return, and drops what is not needed any more: older
+        snapshots than the last SNAPSHOTS_KEPT, and the events that the oldest of these holds."""
+        ...
+
+    def snapshots(self) -> Generator[Snapshot, None, None]:
+        """Those that are kept, the newest first. One at a time, as they can be large."""
         ...
 
     def close(self) -> None:
@@ -73,123 +109,58 @@ class MemoryJournal:
 
     def __init__(self, header: Header) -> None:
         self.header = header
+        self._first_sequence = 0
         self._rows: list[tuple[float, bytes]] = []
+        self._snapshots: list[Snapshot] = []
+
+    @property
+    def next_sequence(self) -> int:
+        return self._first_sequence + len(self._rows)
 
     def append(self, records: Sequence[Record]) -> None:
-        _check_consecutive(records, len(self._rows))
+        check_consecutive(records, self.next_sequence)
         self._rows.extend((record.now_s, event_to_json(record.event)) for record in records)
 
     def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
-        for sequence in range(from_sequence, len(self._rows)):
-            now_s, event = self._rows[sequence]
+        check_kept(from_sequence, self._first_sequence)
+        for sequence in range(from_sequence, self.next_sequence):
+            now_s, event = self._rows[sequence - self._first_sequence]
             yield Record(sequence, now_s, event_from_json(event))
+
+    def keep(self, snapshot: Snapshot) -> None:
+        check_covers(snapshot, self.next_sequence)
+        earlier = [each for each in self._snapshots if each.sequence < snapshot.sequence]
+        self._snapshots = [*earlier, snapshot][-SNAPSHOTS_KEPT:]
+        if len(self._snapshots) == SNAPSHOTS_KEPT:
+            del self._rows[: self._snapshots[0].sequence - self._first_sequence]
+            self._first_sequence = self._snapshots[0].sequence
+
+    def snapshots(self) -> Generator[Snapshot, None, None]:
+        yield from reversed(self._snapshots)
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-_METADATA = sql.MetaData()
-_HEADER = sql.Table(
-    "header",
-    _METADATA,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("format_version", sql.Integer, nullable=False),
-    sql.Column("run_digest", sql.String, nullable=False),
-    sql.Column("secret", sql.LargeBinary, nullable=False),
-)
-_EVENTS = sql.Table(
-    "events",
-    _METADATA,
-    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("now_s", sql.Float, nullable=False),
-    sql.Column("event", sql.LargeBinary, nullable=False),
-)
-
-_PRAGMAS = MappingProxyType(
-    {
-        # One process owns a journal: a second one fails at once instead of writing in between.
-        "locking_mode": "EXCLUSIVE",
-        "journal_mode": "WAL",
-        # NORMAL would lose the newest commits with the machine's power, and with them answers that miners rely on. As
-        # a commit takes all events that have gathered, the sync is paid per batch, not per event.
-        "synchronous": "FULL",
-    }
-)
+def content_digest(state: bytes) -> Digest:
+    """What a snapshot is checked against."""
+    return Digest(blake3(state).hexdigest())
 
 
-class SqliteJournal:
-    """A journal in one SQLite file."""
-
-    def __init__(self, path: Path, header: Header) -> None:
-        """Opens the journal of a run, or starts it with the given header; an existing one keeps its own secret.
-
-        Raises ConfigError when the file belongs to another run or version, is in use, or is no journal. Blocks.
-        """
-        self._path = path
-        self._engine = sql.create_engine(
-            f"sqlite:///{path}",
-            poolclass=sql.StaticPool,
-            # Calls come one at a time, but not always from one thread. The owner of a locked file keeps it for long.
-            connect_args={"check_same_thread": False, "timeout": _LOCK_TIMEOUT_S},
-        )
-        try:
-            self._connection = self._engine.connect()
-            self.header = self._open(header)
-            newest = self._connection.scalar(sql.select(sql.func.max(_EVENTS.c.sequence)))
-            self._connection.rollback()
-        except DatabaseError as error:
-            self._engine.dispose()
-            raise ConfigError(f"journal {path}: {error.orig}; is another orchestrator using it?") from error
-        except ConfigError:
-            self.close()
-            raise
-        self._next_sequence: int = 0 if newest is None else newest + 1
-
-    def append(self, records: Sequence[Record]) -> None:
-        _check_consecutive(records, self._next_sequence)
-        rows = [
-            {"sequence": record.sequence, "now_s": record.now_s, "event": event_to_json(record.event)}
-            for record in records
-        ]
-        with self._connection.begin():
-            self._connection.execute(sql.insert(_EVENTS), rows)
-        self._next_sequence += len(records)
-
-    def read(self, from_sequence: int = 0) -> Generator[Record, None, None]:
-        query = sql.select(_EVENTS).where(_EVENTS.c.sequence >= from_sequence).order_by(_EVENTS.c.sequence)
-        with self._connection.begin():
-            for row in self._connection.execution_options(yield_per=_READ_ROWS).execute(query):
-                yield Record(row.sequence, row.now_s, event_from_json(row.event))
-
-    def close(self) -> None:
-        self._connection.close()
-        self._engine.dispose()
-
-    def _open(self, header: Header) -> Header:
-        for name, value in _PRAGMAS.items():
-            self._connection.exec_driver_sql(f"PRAGMA {name} = {value}")
-        self._connection.rollback()
-        with self._connection.begin():
-            _METADATA.create_all(self._connection)
-            row = self._connection.execute(sql.select(_HEADER)).one_or_none()
-            if row is None:
-                fields = {"run_digest": header.run_digest, "secret": header.secret}
-                self._connection.execute(sql.insert(_HEADER), {"format_version": header.format_version, **fields})
-                return header
-        if row.format_version != header.format_version:
-            raise ConfigError(
-                f"journal {self._path} was written by another version ({row.format_version}, this one writes "
-                f"{header.format_version}); use that version or another folder"
-            )
-        if row.run_digest != header.run_digest:
-            raise ConfigError(
-                f"journal {self._path} belongs to the run {row.run_digest[:16]}…, not to {header.run_digest[:16]}…: "
-                "the run file has changed since; restore it or use another folder"
-            )
-        return Header(Digest(row.run_digest), row.secret, row.format_version)
-
-
-def _check_consecutive(records: Sequence[Record], next_sequence: int) -> None:
+def check_consecutive(records: Sequence[Record], next_sequence: int) -> None:
+    """Raises ValueError unless the records follow what is there."""
     numbers = [record.sequence for record in records]
     if numbers != list(range(next_sequence, next_sequence + len(records))):
         raise ValueError(f"records {numbers} do not follow number {next_sequence - 1}")
+
+
+def check_covers(snapshot: Snapshot, next_sequence: int) -> None:
+    """Raises ValueError unless a snapshot holds all events that are there, and no others."""
+    if snapshot.sequence != next_sequence:
+        raise ValueError(f"a snapshot of {snapshot.sequence} events, of which {next_sequence} are there")
+
+
+def check_kept(from_sequence: int, first_sequence: int) -> None:
+    """Raises DataError when events were dropped that are asked for."""
+    if from_sequence < first_sequence:
+        raise DataError(f"event {from_sequence} is in snapshots only: the journal holds those from {first_sequence} on")

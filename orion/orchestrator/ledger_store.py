@@ -2,11 +2,14 @@
 
 Owns storage only; what an entry says is `orion.common.protocol.entries`. The ledger follows from the journal, entry by
 entry and bit by bit, so it lies in a file of its own beside it: readers never wait for the journal's lock, a crash
-between the two loses nothing (a restart gives the missing entries again), and anybody can take a copy away without the
-orchestrator's secret. Invariants: sequence numbers are consecutive from 0; what was appended never changes.
+between the two loses nothing (a restart gives the missing entries again; those that the journal could not give any more
+are synced before it forgets their events), and anybody can take a copy away without the orchestrator's secret.
+Invariants: sequence numbers are consecutive from 0; what was appended never changes.
 """
 
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +68,10 @@ class LedgerStore(Protocol):
         """Keeps further entries; those that are there already must be the same. Raises DataError when they differ."""
         ...
 
+    def sync(self) -> None:
+        """Makes durable what was appended so far: then the events that it follows from may be forgotten."""
+        ...
+
     def page(self, from_sequence: int) -> StoredPage:
         """Entries from one on: at most PAGE_ENTRIES_MAX and, beyond the first, PAGE_BYTES_MAX."""
         ...
@@ -90,6 +97,9 @@ class MemoryLedger:
         for new in _new_ones(self, recorded):
             self._entries.append(new.entry)
             self._digests.append(new.digest)
+
+    def sync(self) -> None:
+        """Ends with its process as it is."""
 
     def page(self, from_sequence: int) -> StoredPage:
         begin = min(from_sequence, self.num_entries)
@@ -157,6 +167,15 @@ class SqliteLedger:
             connection.execute(sql.insert(_ENTRIES), rows)
         self._num_entries += len(rows)
 
+    def sync(self) -> None:
+        # A commit that is synced takes along all those before it that were not; this one writes a row as it was.
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA synchronous = FULL")
+            connection.rollback()
+            connection.execute(sql.update(_RUN).values(id=_RUN.c.id))
+            connection.commit()
+            connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+
     def page(self, from_sequence: int) -> StoredPage:
         with self._engine.begin() as connection:
             newest = connection.scalar(sql.select(sql.func.max(_ENTRIES.c.sequence)))
@@ -184,7 +203,7 @@ class SqliteLedger:
         return Digest(connection.execute(query).scalar_one())
 
 
-def read_ledger_file(path: Path) -> tuple[RunInfo, Iterator[bytes]]:
+def read_ledger_file(path: Path) -> tuple[RunInfo, Generator[bytes, None, None]]:
     """A run's description and its ledger's entries in order, for an audit; also while an orchestrator writes it.
 
     Raises DataError when the file is no ledger.
@@ -202,7 +221,19 @@ def read_ledger_file(path: Path) -> tuple[RunInfo, Iterator[bytes]]:
     return run_info, _read_entries(engine)
 
 
-def _read_entries(engine: sql.Engine) -> Iterator[bytes]:
+def copy_ledger(source: Path, target: Path) -> int:
+    """Copies a ledger as it is at one moment, also while an orchestrator writes it; how many entries it has.
+
+    Raises DataError when the file is no ledger. Blocks.
+    """
+    read_ledger_file(source)[1].close()
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+        reading.backup(writing)
+        count: int = writing.execute("SELECT count(*) FROM entries").fetchone()[0]
+    return count
+
+
+def _read_entries(engine: sql.Engine) -> Generator[bytes, None, None]:
     query = sql.select(_ENTRIES.c.entry).order_by(_ENTRIES.c.sequence)
     try:
         with engine.begin() as connection:

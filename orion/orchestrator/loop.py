@@ -1,15 +1,16 @@
 """The one task that owns the core: events in, journal, core, effects out.
 
-Owns all waiting around the core: the queue of events, the tick, the store's answers, who waits for a reply or for a new
-feed, and on which connection. Decides nothing. Invariants: an event is durable before any of its effects leaves; events
-are handled in the order of the journal; the queue is bounded, and a request that finds it full is refused with BUSY.
+Owns all waiting around the core: the queue of events, the tick, snapshots, the store's answers, who waits for a reply
+or for a new feed, and on which connection. Decides nothing. Invariants: an event is durable before any of its effects
+leaves; events are handled in the order of the journal; the queue is bounded, and a request that finds it full is
+refused with BUSY.
 """
 
 import asyncio
 import itertools
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -43,9 +44,10 @@ from orion.orchestrator.events import (
     Resumed,
     Ticked,
 )
-from orion.orchestrator.journal import Journal, Record
+from orion.orchestrator.journal import Journal, Record, Snapshot
 from orion.orchestrator.ledger_store import LedgerStore
 from orion.orchestrator.metrics import LoopMetrics
+from orion.orchestrator.replay import Watcher, replay
 
 BATCH_MAX: Final = 512
 """Events in one commit: enough to make the sync cheap, few enough to answer soon."""
@@ -58,13 +60,6 @@ _DELETE_AGAIN_S = 5.0
 _RETRY_S = 1.0
 
 _log = structlog.get_logger(__name__)
-
-
-class Watcher(Protocol):
-    """Hears of every event after the core has handled it, those of an earlier process first. Must cost next to nothing
-    and change nothing."""
-
-    def handled(self, event: Event, effects: Sequence[Effect]) -> None: ...
 
 
 class OrchestratorLoop:
@@ -81,10 +76,11 @@ class OrchestratorLoop:
         metrics: LoopMetrics,
         tick_s: float,
         queue_max: int,
+        snapshot_events: int,
         watcher: Watcher | None = None,
     ) -> None:
         """Replays the journal into the core, which must be new, and gives the ledger what it lacks. Blocks while it
-        does. Make it in a running loop."""
+        does. Make it in a running loop. Every `snapshot_events` events the journal gets a snapshot."""
         self.core = core
         self._journal = journal
         self._ledger = ledger
@@ -102,7 +98,10 @@ class OrchestratorLoop:
         self._connections = FeedConnections()
         self._is_closed = False
         self._watcher = watcher
-        self._next_sequence, self._now_s = replay(core, journal, ledger, watcher)
+        self._snapshot_events = snapshot_events
+        replayed = replay(core, journal, ledger, watcher)
+        self._next_sequence, self._now_s = replayed.next_sequence, replayed.now_s
+        self._since_snapshot = replayed.num_events
         self._seen_notices = core.num_notices
         self.is_resumed = self._next_sequence > 0
         """Whether an earlier process has written to the journal."""
@@ -196,6 +195,21 @@ class OrchestratorLoop:
                 # The journal holds what the ledger follows from, so answers need not wait for it.
                 recorded, self._recorded = self._recorded, []
                 await loop.run_in_executor(executor, self._ledger.append, recorded)
+            self._since_snapshot += len(records)
+            if self._since_snapshot >= self._snapshot_events:
+                await self._keep_snapshot(executor)
+                self._since_snapshot = 0
+
+    async def _keep_snapshot(self, executor: ThreadPoolExecutor) -> None:
+        """Nothing is decided meanwhile, so that the snapshot is that of one moment."""
+        loop = asyncio.get_running_loop()
+        with self._metrics.snapshot_seconds.time():
+            snapshot = Snapshot.of(self._next_sequence, self._now_s, self.core.num_entries, self.core.snapshot())
+            # The journal forgets events that the ledger's entries follow from.
+            await loop.run_in_executor(executor, self._ledger.sync)
+            await loop.run_in_executor(executor, self._journal.keep, snapshot)
+        self._metrics.snapshot_bytes.set(len(snapshot.state))
+        _log.info("snapshot_kept", sequence=snapshot.sequence, size_bytes=len(snapshot.state))
 
     async def _tick(self) -> None:
         while True:
@@ -279,26 +293,3 @@ class OrchestratorLoop:
         for answered in self._waiting.values():
             if not answered.done():
                 answered.set_exception(refused(RefusalCode.BUSY, "the orchestrator is stopping", _RETRY_S))
-
-
-def replay(
-    core: OrchestratorCore, journal: Journal, ledger: LedgerStore, watcher: Watcher | None = None
-) -> tuple[int, float]:
-    """Brings a new core to where the journal ends; the next sequence number, and the newest event's time.
-
-    What the events caused then is not done again; what of it was lost becomes due with the `Resumed` that follows.
-    Only the ledger gets the entries that it lacks. Raises DataError when it holds others.
-    """
-    next_sequence, now_s = 0, 0.0
-    recorded: list[Recorded] = []
-    for record in journal.read():
-        effects = core.handle(record.event, record.now_s)
-        if watcher is not None:
-            watcher.handled(record.event, effects)
-        recorded.extend(effect for effect in effects if isinstance(effect, Recorded))
-        if len(recorded) >= BATCH_MAX:
-            ledger.append(recorded)
-            recorded.clear()
-        next_sequence, now_s = record.sequence + 1, record.now_s
-    ledger.append(recorded)
-    return next_sequence, now_s

@@ -21,13 +21,15 @@
 - `orion_dashboard_listeners`: browsers that are told of changes.
 - `orion_queue_events`: events that wait to be decided.
 - `orion_events_total`, `orion_journal_seconds`: events decided, and how long their commits took.
+- `orion_snapshot_seconds`, `orion_snapshot_bytes`: how long snapshots of the state took, and how large the newest is
+  before it is compressed. Nothing is decided meanwhile.
 - `orion_requests_total{route,status}`, `orion_request_seconds{route}`: requests answered.
 """
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -47,6 +49,10 @@ class LoopMetrics:
         self.journal_seconds = Histogram(
             "orion_journal_seconds", "Time of a commit", registry=registry, buckets=_SECONDS_BUCKETS
         )
+        self.snapshot_seconds = Histogram(
+            "orion_snapshot_seconds", "Time of a snapshot", registry=registry, buckets=_SECONDS_BUCKETS
+        )
+        self.snapshot_bytes = Gauge("orion_snapshot_bytes", "Size of the newest snapshot", registry=registry)
 
 
 class RequestMetrics:

@@ -38,11 +38,12 @@ from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.dashboard.live import LivePage
 from orion.orchestrator.dashboard.watch import RunWatch
 from orion.orchestrator.events import MetagraphUpdated, Neuron
-from orion.orchestrator.journal import SECRET_BYTES, Header, Journal, SqliteJournal
+from orion.orchestrator.journal import SECRET_BYTES, Header
 from orion.orchestrator.ledger_store import LEDGER_FILE, SqliteLedger
 from orion.orchestrator.loop import OrchestratorLoop
 from orion.orchestrator.metrics import LoopMetrics, RunCollector, WatchCollector
 from orion.orchestrator.object_store import open_store
+from orion.orchestrator.sql_journal import SqlJournal
 
 _STOP_S = 3
 """What connections have left to end when the server stops; waiting feeds are answered at once."""
@@ -64,9 +65,10 @@ async def serve(
 ) -> None:
     """Runs the orchestrator until it is cancelled; goes on where its journal ends.
 
-    `on_listening` is called with the base URL once requests are taken. Raises ConfigError when the folder belongs to
-    another run, the port is taken, the bucket cannot be used or a checkpoint is needed and not named, DataError when
-    the prepared data or the checkpoint is damaged, and whatever ends a part of it.
+    `on_listening` is called with the base URL once requests are taken. Raises ConfigError when folder or journal belong
+    to another run or version, the port is taken, journal or bucket cannot be used or a checkpoint is needed and not
+    named, DataError when the prepared data, the checkpoint, journal or ledger is damaged, and whatever ends a part of
+    it.
     """
     clock = clock if clock is not None else SystemClock()
     data_files = _data_files(config.data_folder, spec)
@@ -74,7 +76,7 @@ async def serve(
         listener = stack.enter_context(contextlib.closing(_listen(config)))
         config.state_folder.mkdir(parents=True, exist_ok=True)
         header = Header(spec.digest, secrets.token_bytes(SECRET_BYTES))
-        journal = SqliteJournal(config.state_folder / "journal.sqlite", header)
+        journal = SqlJournal(config.journal_address, header)
         stack.callback(journal.close)
         run_info = RunInfo(orchestrator=hotkey_of(keypair), spec=spec.model_dump(mode="json"))
         ledger = SqliteLedger(config.state_folder / LEDGER_FILE, run_info, spec.digest)
@@ -83,7 +85,7 @@ async def serve(
         owner = journal.header.derived("store owner").hex()
         store, served_objects = await open_store(config, signer, clock, owner)
         stack.callback(store.close)
-        if spec.start is not None and _is_empty(journal):
+        if spec.start is not None and journal.next_sequence == 0:
             await store_start(store, spec, config.start_paths)
         registry = CollectorRegistry()
         core = OrchestratorCore(spec, random.Random(journal.header.derived("draws")))
@@ -97,6 +99,7 @@ async def serve(
             metrics=LoopMetrics(registry),
             tick_s=config.tick_s,
             queue_max=config.queue_max,
+            snapshot_events=config.snapshot_events,
             watcher=watch,
         )
         page = LivePage(watch, clock)
@@ -142,12 +145,6 @@ async def serve(
                     on_listening=on_listening,
                 )
             )
-
-
-def _is_empty(journal: Journal) -> bool:
-    """Whether the run has not begun yet."""
-    with contextlib.closing(journal.read()) as records:
-        return next(records, None) is None
 
 
 async def _poll_metagraph(loop: OrchestratorLoop, chain: Chain, poll_s: float) -> None:

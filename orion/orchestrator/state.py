@@ -26,7 +26,6 @@ from orion.common.protocol.entries import (
 from orion.common.protocol.fields import BATCH_MAX
 from orion.common.protocol.messages import ObjectRef
 from orion.common.protocol.start import start_checkpoint, whole_start
-from orion.orchestrator.canonical import state_digest
 from orion.orchestrator.events import CheckObject, Effect, Recorded
 from orion.orchestrator.figures import StageFigures
 from orion.orchestrator.leases import LeaseBook, Trip
@@ -36,6 +35,7 @@ from orion.orchestrator.objects import ObjectBook
 from orion.orchestrator.pathways import PathwayBook
 from orion.orchestrator.stages import NEVER_S, Ended, StageProgress, Training
 from orion.orchestrator.staleness import StalenessBook
+from orion.orchestrator.state_codec import StateCodec
 
 NOTICES_MAX = 200
 NOTICE_CHARS_MAX = 500
@@ -55,7 +55,7 @@ class TrainRound:
 
 @dataclass(slots=True)
 class Memory:
-    """What the digest covers."""
+    """What the digest covers, and a snapshot holds."""
 
     num_stages: int
     first_outer_step: int
@@ -109,6 +109,9 @@ class Memory:
         ]
 
 
+_CODEC = StateCodec(Memory, shared=(Member, Trip))
+
+
 def begin_from_checkpoint(memory: Memory, spec: RunSpec) -> None:
     """Where the run goes on from a checkpoint: it is durable, and data goes on after what has been used."""
     memory.leases.first_data_ids[spec.first_outer_step] = DataId(0)
@@ -139,7 +142,15 @@ class RunState:
 
     def digest(self) -> Digest:
         """Changes with anything that is remembered."""
-        return state_digest((self.spec.digest, self.memory))
+        return Digest(blake3(self.spec.digest.encode() + self.encoded()).hexdigest())
+
+    def encoded(self) -> bytes:
+        """All that is remembered."""
+        return _CODEC.encode(self.memory)
+
+    def restore(self, encoded: bytes) -> None:
+        """Remembers what another one remembered, and nothing else. Raises DataError, and then nothing has changed."""
+        self.memory = _CODEC.decode(encoded)
 
     # --- what rules say ---
 

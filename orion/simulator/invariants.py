@@ -325,9 +325,14 @@ class Invariants:
             assert record.num_microbatches <= really, f"8: {record} is credited, {really} were applied"
 
     def _check_replay(self, ended: OrchestratorHost) -> None:
-        """9: a new process that replays the journal stands where the one that ended stood."""
-        fresh = OrchestratorHost(self._swarm.world, self._swarm.journal)
-        for record in self._swarm.journal.read():
+        """9: a new process that begins from the journal stands where the one that ended stood."""
+        journal = self._swarm.journal
+        fresh = OrchestratorHost(self._swarm.world, journal, self._swarm.ledger)
+        first_sequence = 0
+        if (snapshot := next(journal.snapshots(), None)) is not None:
+            fresh.core.restore(snapshot.state)
+            first_sequence = snapshot.sequence
+        for record in journal.read(first_sequence):
             if record.sequence == ended.next_sequence:
                 break
             fresh.core.handle(record.event, record.now_s)

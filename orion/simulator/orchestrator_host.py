@@ -1,8 +1,8 @@
 """The orchestrator's process in a simulation: the real core between a simulated network, store, chain and journal.
 
-It owns what the real loop and API own around the core: the queue of events, the journal's commits, requests and their
-answers, the long-poll, ticks, looks at the store. Every event is in the journal before the core sees it, so a new
-process that replays the journal stands where this one stood when it ended.
+It owns what the real loop and API own around the core: the queue of events, the journal's commits and snapshots,
+requests and their answers, the long-poll, ticks, looks at the store. Every event is in the journal before the core sees
+it, so a new process that begins from the journal stands where this one stood when it ended.
 """
 
 from dataclasses import dataclass
@@ -51,9 +51,9 @@ from orion.orchestrator.events import (
     Resumed,
     Ticked,
 )
-from orion.orchestrator.journal import MemoryJournal, Record
+from orion.orchestrator.journal import MemoryJournal, Record, Snapshot
 from orion.orchestrator.ledger_store import MemoryLedger
-from orion.orchestrator.loop import replay
+from orion.orchestrator.replay import replay
 from orion.simulator.clock import Timer
 from orion.simulator.host import MESSAGE_BYTES, ORCHESTRATOR, RECORD_BYTES, Host, wire_bytes
 from orion.simulator.network import Address, Respond
@@ -63,6 +63,8 @@ from orion.simulator.world import World
 TICK_S = 0.25
 COMMIT_S = 0.002
 """From an event's being in the journal until it is decided; others gather meanwhile."""
+SNAPSHOT_EVENTS = 1_000
+"""Between two snapshots: often, so that restarts here begin at some."""
 LOOK_S = 0.005
 """What a look at the store takes."""
 METAGRAPH_S = 2.0
@@ -104,9 +106,9 @@ Query = (
 
 
 class OrchestratorHost(Host):
-    """One process of the orchestrator. A restart is another one with the same journal."""
+    """One process of the orchestrator. A restart is another one with the same journal and ledger."""
 
-    def __init__(self, world: World, journal: MemoryJournal) -> None:
+    def __init__(self, world: World, journal: MemoryJournal, ledger: MemoryLedger) -> None:
         super().__init__(ORCHESTRATOR, world.clock, world.network)
         self._world = world
         self._journal = journal
@@ -122,13 +124,14 @@ class OrchestratorHost(Host):
         self._open: dict[int, Respond] = {}
         self._num_requests = 0
         self._neurons: tuple[Neuron, ...] = ()
-        self.ledger = MemoryLedger(world.spec.digest)
-        """Follows from the journal, so a new process fills its own."""
+        self.ledger = ledger
+        self._since_snapshot = 0
 
     def start(self) -> None:
         """Comes up: replays the journal, then resumes where it ended."""
         super().start()
-        self.next_sequence, _ = replay(self.core, self._journal, self.ledger)
+        replayed = replay(self.core, self._journal, self.ledger)
+        self.next_sequence, self._since_snapshot = replayed.next_sequence, replayed.num_events
         if self.next_sequence:
             self.handle(Resumed())
         self._look_at_chain()
@@ -175,6 +178,11 @@ class OrchestratorHost(Host):
             self._world.handled(self, record.event, effects)
             for effect in effects:
                 self._carry_out(effect)
+        self._since_snapshot += len(records)
+        if self._since_snapshot >= SNAPSHOT_EVENTS:
+            self._since_snapshot = 0
+            now_s, state = records[-1].now_s, self.core.snapshot()
+            self._journal.keep(Snapshot.of(self.next_sequence, now_s, self.core.num_entries, state))
         self._is_committing = False
         if self._queue:
             self._commit()

@@ -21,6 +21,7 @@ from orion.common.protocol.records import (
     RunStatus,
 )
 from orion.orchestrator.journal import Header, MemoryJournal
+from orion.orchestrator.ledger_store import MemoryLedger
 from orion.simulator.clock import VirtualClock
 from orion.simulator.device import Device, DeviceProfile
 from orion.simulator.faults import Fault
@@ -102,7 +103,8 @@ class Swarm:
         for key, body in stored.items():
             self.world.store.hold(key, body)
         self.journal = MemoryJournal(Header(spec.digest, blake3(f"{seed} secret".encode()).digest()))
-        self.orchestrator = OrchestratorHost(self.world, self.journal)
+        self.ledger = MemoryLedger(spec.digest)
+        self.orchestrator = OrchestratorHost(self.world, self.journal, self.ledger)
         self.validator = ValidatorHost(self.world, validator, scenario.replay_s)
         self.devices = tuple(
             Device(scenario.device, seeded(seed, f"device {index}")) for index in range(len(self.hotkeys))
@@ -166,14 +168,14 @@ class Swarm:
         return index in self.miners and self.miners[index].is_alive
 
     def kill_orchestrator(self) -> None:
-        """The orchestrator's process ends without a word; its journal stays."""
+        """The orchestrator's process ends without a word; its journal and ledger stay."""
         self.world.log.write(f"{self.world.clock.now_s():.6f} {self.orchestrator.address} is killed")
         self.orchestrator.kill()
 
     def restart_orchestrator(self) -> None:
         """A new process of the orchestrator begins from the journal."""
         self.world.log.write(f"{self.world.clock.now_s():.6f} {self.orchestrator.address} starts again")
-        self.orchestrator = OrchestratorHost(self.world, self.journal)
+        self.orchestrator = OrchestratorHost(self.world, self.journal, self.ledger)
         self.orchestrator.start()
 
     # --- what came of it ----------------------------------------------------------------------------------------------

@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from orchestrator_http import MINER_KEYS, client
+from orchestrator_http import MINER_KEYS, client, make_config
 from orchestrator_miner import HttpMiner
 from orchestrator_world import make_spec
 
 from orion.common.protocol.records import LossQuery
 from orion.orchestrator.core import OrchestratorCore
-from orion.orchestrator.journal import SECRET_BYTES, Header, SqliteJournal
+from orion.orchestrator.journal import SECRET_BYTES, Header
 from orion.orchestrator.ledger_store import MemoryLedger
-from orion.orchestrator.loop import replay
+from orion.orchestrator.replay import replay
+from orion.orchestrator.sql_journal import SqlJournal
 
 SCRIPT = Path(__file__).with_name("orchestrator_process.py")
 SPEC = make_spec(num_stages=1, replicas=1)
@@ -38,7 +39,8 @@ async def killed_in_the_end(folder: Path) -> AsyncIterator[HttpMiner]:
 
 
 def journaled_core(folder: Path) -> OrchestratorCore:
-    journal = SqliteJournal(folder / "orchestrator" / "journal.sqlite", Header(SPEC.digest, b"x" * SECRET_BYTES))
+    address = make_config(folder).journal_address
+    journal = SqlJournal(address, Header(SPEC.digest, b"x" * SECRET_BYTES))
     core = OrchestratorCore(SPEC, random.Random(journal.header.derived("draws")))
     replay(core, journal, MemoryLedger(SPEC.digest))
     journal.close()

@@ -92,6 +92,7 @@ def make_loop(
     spec: RunSpec = SPEC,
     clock: Clock | None = None,
     tick_s: float = 5.0,
+    snapshot_events: int = 1000,
 ) -> OrchestratorLoop:
     return OrchestratorLoop(
         OrchestratorCore(spec, random.Random(7)),
@@ -102,6 +103,7 @@ def make_loop(
         metrics=LoopMetrics(CollectorRegistry()),
         tick_s=tick_s,
         queue_max=queue_max,
+        snapshot_events=snapshot_events,
     )
 
 

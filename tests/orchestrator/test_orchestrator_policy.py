@@ -66,7 +66,17 @@ def signed_routes(folder: Path) -> list[tuple[str, str]]:
     core = OrchestratorCore(SPEC, random.Random(1))
     journal = MemoryJournal(Header(SPEC.digest, bytes(SECRET_BYTES)))
     ledger = MemoryLedger(SPEC.digest)
-    loop = OrchestratorLoop(core, journal, ledger, store, clock, metrics=LoopMetrics(registry), tick_s=1.0, queue_max=8)
+    loop = OrchestratorLoop(
+        core,
+        journal,
+        ledger,
+        store,
+        clock,
+        metrics=LoopMetrics(registry),
+        tick_s=1.0,
+        queue_max=8,
+        snapshot_events=1000,
+    )
     gate = Gate(Verifier(hotkey_of(ORCHESTRATOR_KEY)), SPEC.digest, clock)
     run_info = RunInfo(orchestrator=gate.hotkey, spec=SPEC.model_dump(mode="json"))
     served = ObjectRoutes(store, signer, clock)

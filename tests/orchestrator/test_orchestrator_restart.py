@@ -8,7 +8,7 @@ from orion.orchestrator.core import OrchestratorCore
 from orion.orchestrator.events import CheckObject, DeleteObjects, Resumed, Ticked, event_from_json, event_to_json
 from orion.orchestrator.journal import Header, MemoryJournal, Record
 from orion.orchestrator.ledger_store import MemoryLedger
-from orion.orchestrator.loop import replay
+from orion.orchestrator.replay import Replayed, replay
 
 
 def test_a_replay_gives_the_state_after_every_event() -> None:
@@ -33,11 +33,11 @@ def test_replay_reads_the_whole_journal() -> None:
     journal.append([Record(number, now_s, event) for number, (now_s, event) in enumerate(world.events)])
     twin = OrchestratorCore(world.spec, random.Random(7))
     ledger = MemoryLedger(world.spec.digest)
-    assert replay(twin, journal, ledger) == (len(world.events), world.now_s - 1.0)
+    assert replay(twin, journal, ledger) == Replayed(len(world.events), world.now_s - 1.0, len(world.events))
     assert twin.digest() == world.core.digest()
     empty = MemoryJournal(journal.header)
     fresh = MemoryLedger(world.spec.digest)
-    assert replay(OrchestratorCore(world.spec, random.Random(7)), empty, fresh) == (0, 0.0)
+    assert replay(OrchestratorCore(world.spec, random.Random(7)), empty, fresh) == Replayed(0, 0.0, 0)
     assert (ledger.num_entries, fresh.num_entries) == (len(world.recorded), 0)
 
 

@@ -1,6 +1,6 @@
 """When phases began, what each miner did when within them, and what happened with its reason: kept for the page.
 
-Watches what the core has handled, so a restart's replay of the journal gives the same again. Pure; decides nothing, and
+Watches what the core has handled, so a restart's replay of the journal gives the same of the events it still has. Pure; decides nothing, and
 nothing is decided by it. Bounded: the newest outer steps of each stage, the newest lines of the log.
 """
 

@@ -1,7 +1,8 @@
 """`RunWatch`: what is remembered of a run for people, beside the core.
 
 Owns the histories and when they are added to. It hears of every event after the core has handled it, also of those
-that a restart replays: so all of it is there again after a restart, for as long as the journal is. Pure.
+that a restart replays: so after a restart it knows again what happened since the snapshot that the restart began with,
+and the losses that the core itself remembers. Pure.
 """
 
 from collections import deque
