@@ -1,7 +1,6 @@
 """A run without one of its safeguards breaks: otherwise the safeguard or the invariant would be decoration."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from dishonest_miners import ForgetfulMiner, LyingReducer
@@ -10,7 +9,7 @@ from orion.common.ids import Phase
 from orion.miner.flow import Flow
 from orion.miner.table import MicrobatchTable
 from orion.orchestrator import merge
-from orion.orchestrator.events import RequestArrived
+from orion.orchestrator.events import Ticked
 from orion.orchestrator.journal import MemoryJournal, Record
 from orion.orchestrator.objects import ObjectBook
 from orion.simulator.faults import Fault, FaultKind
@@ -76,13 +75,9 @@ def test_without_every_event_in_the_journal_a_restart_leads_elsewhere(monkeypatc
     append = MemoryJournal.append
 
     def forgetful(self: MemoryJournal, records: Sequence[Record]) -> None:
-        kept = [record for record in records if not _is_heartbeat(record.event)]
+        kept = [record for record in records if not isinstance(record.event, Ticked)]
         append(self, [Record(len(self._rows) + place, record.now_s, record.event) for place, record in enumerate(kept)])
 
     monkeypatch.setattr(MemoryJournal, "append", forgetful)
     with pytest.raises(SimulationFailedError, match="9: the journal leads to another state"):
         run_scenario(scenario, SEED)
-
-
-def _is_heartbeat(event: Any) -> bool:
-    return isinstance(event, RequestArrived) and event.message.kind == "heartbeat"
