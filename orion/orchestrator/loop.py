@@ -8,7 +8,7 @@ refused with BUSY.
 
 import asyncio
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 

@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Watcher(Protocol):
-    """Hears of every event after the core has handled it, those of an earlier process that a restart replays first. Must cost next to nothing
+    """Hears of every event after the core has handled it, those that a restart replays first. Must cost next to nothing
     and change nothing."""
 
     def handled(self, event: Event, effects: Sequence[Effect]) -> None: ...

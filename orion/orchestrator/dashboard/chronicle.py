@@ -1,7 +1,8 @@
 """When phases began, what each miner did when within them, and what happened with its reason: kept for the page.
 
-Watches what the core has handled, so a restart's replay of the journal gives the same of the events it still has. Pure; decides nothing, and
-nothing is decided by it. Bounded: the newest outer steps of each stage, the newest lines of the log.
+Watches what the core has handled, so a restart's replay of the journal gives the same of the events it still has. Pure;
+decides nothing, and nothing is decided by it. Bounded: the newest outer steps of each stage, the newest lines of the
+log.
 """
 
 from collections import deque
