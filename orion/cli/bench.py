@@ -341,10 +341,11 @@ def transport(
 def overlap(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model: no bar is held against it.")] = False,
-    outer_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of each mode's run.")] = 3,
+    outer_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of each mode's run.")] = 6,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each mode, with seeds 1, 2, …")] = 3,
     up_mbyte: Annotated[
-        float, typer.Option(min=0.01, help="Megabytes a second that a miner sends; 0.01 at least.")
-    ] = 6.0,
+        float | None, typer.Option(min=0.01, help="Megabytes a second that a miner sends; as the workload says.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How idle devices are, and what the loss is, with merging that blocks, that is overlapped, and with less to send.
@@ -353,12 +354,20 @@ def overlap(
     """
     from orion.bench.overlap_study import Workload, format_result, overlap_study, with_links
 
-    workload = Workload.quick() if quick else with_links(Workload.usual(outer_steps), up_mbyte * 1e6)
-    study = overlap_study(workload, None if as_json else lambda result: print(format_result(result), flush=True))
+    workload = Workload.quick() if quick else Workload.usual(outer_steps)
+    if up_mbyte is not None:
+        workload = with_links(workload, up_mbyte * 1e6)
+    study = overlap_study(
+        workload,
+        range(1, 1 + (1 if quick else seeds)),
+        lambda result: print(format_result(result), file=sys.stderr if as_json else sys.stdout, flush=True),
+    )
     if as_json:
         print(json.dumps(study.as_json()))
     else:
         print(f"merging takes {study.merging_share:.1%} of the blocking run")
+        for mode in study.modes[1:]:
+            print(f"{mode}: loss ÷ blocking's {', '.join(f'{ratio:.4f}' for ratio in study.loss_ratios(mode))}")
         for fault in study.faults():
             print(fault)
     if study.faults() and not quick:
