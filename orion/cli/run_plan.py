@@ -13,7 +13,8 @@ from rich.table import Table
 
 from orion.cli.compute_dtype import ComputeDtype
 from orion.common.config import RunSpec
-from orion.common.memory_plan import StagePlan, plan_stages, pseudo_gradient_bytes
+from orion.common.memory_plan import StagePlan, plan_stages
+from orion.common.train.encoded_size import encoded_bytes
 
 DEVICES_GB = {"24 GB": 24, "A100 40 GB": 40, "48 GB": 48, "A100 80 GB": 80, "H200 141 GB": 141}
 """Memory of common devices, in 1e9 bytes."""
@@ -78,7 +79,9 @@ def plan_run(run_file: Path, dtype: ComputeDtype, *, flops_per_s: float, evidenc
         flops_per_s=flops_per_s,
         tokens_per_microbatch=spec.tokens_per_microbatch,
         stages=tuple(_needs(plan, flops_per_s) for plan in plans),
-        pseudo_gradient_bytes=max(pseudo_gradient_bytes(spec, plan.num_params) for plan in plans),
+        pseudo_gradient_bytes=max(
+            encoded_bytes(spec, layout, plan.num_params) for layout, plan in zip(spec.layouts, plans, strict=True)
+        ),
     )
 
 

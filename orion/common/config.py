@@ -160,6 +160,9 @@ class RunSpec(Section):
     codec: Literal["none", "bf16", "int8", "topk"] = "none"
     """How pseudo-gradients are encoded for upload. `topk` sends 1.6 % of the values, in two bits, and adds what it did
     not send to the next upload."""
+    codec_boundaries: Literal["none", "bf16"] | None = None
+    """How the boundaries' maps are encoded under `int8` or `topk`; None = as the rest. They are a small part of a
+    stage, and everything that crosses goes through them."""
     mean: Literal["weighted", "trimmed"] = "weighted"
     """How contributions become a mean (`orion.common.protocol.reduction.MeanRule`); `trimmed` needs five replicas to
     make a difference."""
@@ -193,6 +196,8 @@ class RunSpec(Section):
             )
         if self.num_stages > 1 and self.model.tie_embeddings:
             raise ValueError("tie_embeddings needs num_stages = 1: the embedding and the head lie on different miners")
+        if self.codec_boundaries is not None and self.codec not in ("int8", "topk"):
+            raise ValueError(f"codec_boundaries is for the codecs int8 and topk; {self.codec} keeps all values dense")
         if self.keep_outer_steps <= self.checkpoint_every:
             raise ValueError("keep_outer_steps must exceed checkpoint_every, or a newcomer could not rebuild an anchor")
         if self.start is not None:

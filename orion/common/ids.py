@@ -78,7 +78,7 @@ class Operation(StrEnum):
     BEGIN_ANEW = "begin_anew"
     """The anchor was loaded again: what was done on it before in this outer step counts as work, and no further."""
     BEGIN_AHEAD = "begin_ahead"
-    """Overlapped runs: the outer step was begun on the anchor before it, less what the miner itself uploaded there."""
+    """Overlapped runs: the outer step was begun where the anchor before it leads with the miner's own upload alone."""
     TAKE_MERGED = "take_merged"
     """Overlapped runs: the anchor of the outer step came, and what it differs by from that beginning was added."""
     ENCODE = "encode"

@@ -22,6 +22,7 @@ from orion.common.model.activations import FP32_BYTES, ID_BYTES, graph_bytes
 from orion.common.model.flops import forward_flops_per_token
 from orion.common.model.sizes import stage_size
 from orion.common.model.splits import StageLayout
+from orion.common.train.encoded_size import encoded_bytes
 from orion.common.train.muon_groups import MATRIX_VALUES_MAX
 
 WIRE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -33,7 +34,6 @@ SEND_BUFFER_BYTES = 1 << 20
 """What a socket and its writer hold of one body that is being sent or read."""
 TRIPS_MAX = 3
 """Of a data id, before it is given up; bounds what one outer step can make a miner compute."""
-_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256, "topk": 116.0 / 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,9 @@ class MemoryPlanner:
             cache_bytes_per_microbatch=cached,
             flops=3 * tokens * forward_flops_per_token(spec.model, layout, spec.data.sequence_length),
             device=self._device(layout, num_params, graph, kept_graphs, versions),
-            host=self._host(num_params, cached, sent_on + sent_back, sent_back if layout.stage_index >= 2 else 0),
+            host=self._host(
+                layout, num_params, cached, sent_on + sent_back, sent_back if layout.stage_index >= 2 else 0
+            ),
         )
 
     def _graph_bytes(self, layout: StageLayout) -> int:
@@ -254,14 +256,14 @@ class MemoryPlanner:
         together = min(matrices, max(MATRIX_VALUES_MAX, largest)) if self.spec.inner.optimizer == "muon" else 0
         return max(6 * together * FP32_BYTES, 2 * two_moments * FP32_BYTES)
 
-    def _host(self, num_params: int, cached: int, sent: int, aside: int) -> HostMemory:
+    def _host(self, layout: StageLayout, num_params: int, cached: int, sent: int, aside: int) -> HostMemory:
         spec = self.spec
         # Of what one operation takes in and gives out; every data id of the outer step, as often as it may be tried.
         num_microbatches = TRIPS_MAX * spec.inner_steps * spec.microbatches_per_step * spec.replicas
         evidence = num_microbatches * cached
         if self.evidence_bytes_max is not None:
             evidence = min(evidence, self.evidence_bytes_max)
-        encoded = pseudo_gradient_bytes(spec, num_params)
+        encoded = encoded_bytes(spec, layout, num_params)
         return HostMemory(
             # Overlapped: the next outer step's beginning too, while the anchor before it is merged.
             outer_state=(2 + (spec.sync == "overlapped")) * num_params * FP32_BYTES,
@@ -276,8 +278,3 @@ class MemoryPlanner:
 def plan_stages(spec: RunSpec, value_bytes: int, evidence_bytes_max: int | None = None) -> tuple[StagePlan, ...]:
     """What each stage's miner can hold at most, where it computes in values of `value_bytes`: 4 (fp32) or 2 (bf16)."""
     return MemoryPlanner(spec, value_bytes, evidence_bytes_max).stages
-
-
-def pseudo_gradient_bytes(spec: RunSpec, num_params: int) -> int:
-    """About what a stage's encoded pseudo-gradient takes."""
-    return int(num_params * _ENCODED_BYTES_PER_PARAM[spec.codec])

@@ -37,6 +37,7 @@ from orion.common.protocol.reduction import Reduction, reduce_partition, slice_r
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
+from orion.common.train.slice_codec import slice_codec
 from orion.miner.archive import Archive
 from orion.miner.effects import (
     ApplyManifest,
@@ -326,10 +327,10 @@ class Hands:
             return held
         bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
         slices = slices_in_order(deed.contributions, bodies)
-        num_params = self._partition(deed).num_params
-        reduction = await self._offload(
-            partial(reduce_partition, self._spec.codec, num_params, slices, self._spec.mean)
-        )
+        partition = self._partition(deed)
+        codec = slice_codec(self._spec, deed.stage_index, partition)
+        reduce = partial(reduce_partition, codec, partition.num_params, slices, self._spec.mean)
+        reduction = await self._offload(reduce)
         self._objects.hold_reduction(inputs, reduction)
         return reduction
 
@@ -339,8 +340,9 @@ class Hands:
 
     def _slices(self, deed: ReducePartition | FetchSlices) -> dict[Hotkey, ObjectRef]:
         """What a partition is reduced from."""
-        num_params = self._partition(deed).num_params
-        return slice_refs(self._spec.codec, num_params, deed.contributions, deed.partition_index)
+        partition = self._partition(deed)
+        codec = slice_codec(self._spec, deed.stage_index, partition)
+        return slice_refs(codec, partition.num_params, deed.contributions, deed.partition_index)
 
     async def _upload_checkpoint(self, deed: UploadCheckpoint) -> Ending:
         # Beside the device: the anchor's tensors are never written to.

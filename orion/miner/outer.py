@@ -4,9 +4,9 @@ Owns which anchor the engine holds, the local outer step (from the first microba
 the jobs around it. Level-triggered: `advance` compares what the feed says with what is here and starts at most what is
 missing; feeds may be skipped, and every job may fail and is tried again for as long as it matters.
 
-In an overlapped run the next outer step begins as soon as the pseudo-gradient is encoded: at the anchor less what was
-encoded, which anybody can compute. It is `unmerged` until the anchor of the next outer step is there and its device has
-added the difference. Who was left out of a merge begins the outer step anew, at its anchor.
+In an overlapped run the next outer step begins as soon as the pseudo-gradient is encoded: where the anchor would be if
+the mean were what was encoded, which anybody can compute. It is `unmerged` until the anchor of the next outer step is
+there and its device has added the difference. Who was left out of a merge begins the outer step anew, at its anchor.
 
 Invariants: the engine's state is replaced (load, apply) only while the device is idle and the local outer step is
 closed, and what was merged is added only as a job of the device;

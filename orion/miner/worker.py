@@ -29,6 +29,7 @@ from orion.common.train.compress import all_finite
 from orion.common.train.engine import ForwardResult, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState, ahead_start, state_digest
 from orion.common.train.partition import partition_bounds
+from orion.common.train.slice_codec import slice_codec
 from orion.miner.archive import Evidence
 from orion.miner.cache import Parcel, Slot, TensorCache
 from orion.miner.events import (
@@ -277,26 +278,29 @@ class DeviceWorker:
         if not all_finite(values_N):
             return PseudoGradientEncoded(outer_step, ())
         goes_on = self._spec.sync == "overlapped"
-        read_N = torch.empty_like(values_N) if goes_on else None
+        # Begun ahead partition by partition, as the outer step is elementwise: a vector less at a time.
+        start_N = torch.empty_like(values_N) if goes_on else None
         errors: list[torch.Tensor] = []
         error_N = self._error(outer_step - 1, values_N.numel()) if adds_error else None
         for partition in partition_bounds(values_N.numel(), self._spec.num_partitions):
             key = pseudo_gradient_key(outer_step, self._stage_index, self._hotkey, partition.index)
             part = slice(partition.start, partition.end)
             error_part = None if error_N is None else error_N[part]
-            slice_N, codec = values_N[part], self._spec.codec
-            if read_N is None:
+            slice_N, codec = values_N[part], slice_codec(self._spec, self._stage_index, partition)
+            if start_N is None:
                 self.outbox[key], lost = encode_slice_with_error(codec, slice_N, error_part)
             else:
-                self.outbox[key], read_N[part], lost = encode_slice_and_read(codec, slice_N, error_part)
+                self.outbox[key], read_N, lost = encode_slice_and_read(codec, slice_N, error_part)
+                before = self._current.outer_state.slice(partition.start, partition.end)
+                start_N[part] = ahead_start(before, read_N, self._spec.outer)
             if lost is not None:
                 errors.append(lost)
         error_digest = self._keep_error(outer_step, torch.cat(errors)) if errors else None
         objects = tuple(
             ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
         )
-        if read_N is not None:
-            self._current.begin_ahead(ahead_start(self._current.outer_state, read_N))
+        if start_N is not None:
+            self._current.begin_ahead(start_N)
             self._held.clear()
             self._is_fresh, self._is_ahead, self.merged = True, True, None
         return PseudoGradientEncoded(outer_step, objects, error_digest, goes_on)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from orion.common.config import RunSpec
 from orion.common.ledger.work import microbatch_flops
 from orion.common.model.sizes import stage_size
+from orion.common.train.encoded_size import encoded_bytes
 
-_ENCODED_BYTES_PER_PARAM = {"none": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / 256, "topk": 116.0 / 4096}
-"""Of a pseudo-gradient by codec; int8 has one fp32 scale per 256 values, top-k 116 bytes for each 4,096."""
 _MEAN_BYTES_PER_PARAM = 4
 _CHECKPOINT_BYTES_PER_PARAM = 8
 """fp32 anchor and fp32 outer momentum."""
@@ -28,7 +27,10 @@ class StageFigures:
     microbatch_flops: float
     """Forward and backward of one microbatch."""
     num_partitions: int
-    encoded_bytes_per_param: float
+    encoded_bytes: int
+    """Of a whole encoded pseudo-gradient."""
+    encoded_slice_bytes_max: int
+    """Of the partition of it that takes the most."""
     grace_s: float
     bandwidth_bytes_per_s: float
 
@@ -39,7 +41,7 @@ class StageFigures:
 
     def upload_s_at(self, upload_bytes_per_s: float | None) -> float:
         """The same for who has been seen to write that fast lately; None: not known."""
-        return self.grace_s + self._moving_s(self.num_params * self.encoded_bytes_per_param, upload_bytes_per_s)
+        return self.grace_s + self._moving_s(self.encoded_bytes, upload_bytes_per_s)
 
     def reduce_s(
         self,
@@ -52,7 +54,7 @@ class StageFigures:
         the slowest link."""
         share = min(1.0, _REDUCERS_PER_PARTITION / num_reducers + 1 / self.num_partitions)
         num_params = self.num_params * share
-        fetching_s = self._moving_s(num_params * num_contributions * self.encoded_bytes_per_param, download_bytes_per_s)
+        fetching_s = self._moving_s(share * num_contributions * self.encoded_bytes, download_bytes_per_s)
         return self.grace_s + fetching_s + self._moving_s(num_params * _MEAN_BYTES_PER_PARAM, upload_bytes_per_s)
 
     @property
@@ -68,7 +70,7 @@ class StageFigures:
     @property
     def contribution_bytes_max(self) -> int:
         """Largest object of one partition's pseudo-gradient."""
-        return _BODY_SLACK_BYTES + int(self._partition_params * self.encoded_bytes_per_param)
+        return _BODY_SLACK_BYTES + self.encoded_slice_bytes_max
 
     @property
     def mean_bytes_max(self) -> int:
@@ -96,12 +98,14 @@ def stage_figures(spec: RunSpec) -> tuple[StageFigures, ...]:
     limits = spec.time_limits
     figures: list[StageFigures] = []
     for layout, flops in zip(spec.layouts, microbatch_flops(spec), strict=True):
+        num_params = stage_size(spec.model, layout)
         figures.append(
             StageFigures(
-                num_params=stage_size(spec.model, layout),
+                num_params=num_params,
                 microbatch_flops=flops,
                 num_partitions=spec.num_partitions,
-                encoded_bytes_per_param=_ENCODED_BYTES_PER_PARAM[spec.codec],
+                encoded_bytes=encoded_bytes(spec, layout, num_params),
+                encoded_slice_bytes_max=encoded_bytes(spec, layout, -(-num_params // spec.num_partitions)),
                 grace_s=limits.transfer_grace_s,
                 bandwidth_bytes_per_s=limits.bandwidth_floor_bytes_per_s,
             )

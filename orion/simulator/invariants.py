@@ -24,6 +24,7 @@ from orion.common.protocol.messages import (
 from orion.common.protocol.records import LedgerQuery
 from orion.common.protocol.reduction import Slice, reduce_partition
 from orion.common.train.partition import partition_bounds
+from orion.common.train.slice_codec import slice_codec
 from orion.miner import effects as miner_effects
 from orion.miner import events as miner_events
 from orion.orchestrator.events import Announce, RequestArrived
@@ -293,7 +294,8 @@ class Invariants:
             slices.append(Slice(contribution.hotkey, contribution.num_microbatches, bytearray(body)))
         num_params = stage_num_params(spec.model, spec.layouts[manifest.stage_index])
         partition = partition_bounds(num_params, spec.num_partitions)[partition_index]
-        return reduce_partition(spec.codec, partition.num_params, slices, spec.mean).mean
+        codec = slice_codec(spec, manifest.stage_index, partition)
+        return reduce_partition(codec, partition.num_params, slices, spec.mean).mean
 
     def _note_plans(self, host: OrchestratorHost) -> None:
         """Only members of a stage are shown its plan."""

@@ -48,6 +48,7 @@ def tiny_spec(
     seed: int = 1,
     sync: Literal["blocking", "overlapped"] = "blocking",
     codec: CodecName = "none",
+    codec_boundaries: Literal["none", "bf16"] | None = None,
 ) -> RunSpec:
     """A run of the tiny model, with time limits that fit its devices (tenths of a second for a microbatch)."""
     return RunSpec(
@@ -62,6 +63,7 @@ def tiny_spec(
         microbatches_per_step=microbatches_per_step,
         sync=sync,
         codec=codec,
+        codec_boundaries=codec_boundaries,
         num_partitions=3,
         inner=InnerConfig(
             optimizer="adamw",

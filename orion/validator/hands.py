@@ -47,6 +47,7 @@ from orion.common.protocol.reduction import join_slices, reduce_partition, slice
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import OuterState, ahead_start
 from orion.common.train.partition import partition_bounds
+from orion.common.train.slice_codec import slice_codec
 from orion.validator.bundle import BundleShelf
 from orion.validator.clasp import PATHWAYS_MAX
 from orion.validator.events import (
@@ -318,8 +319,13 @@ class Hands:
         record, own = await self._merge_before(task)
         slices = await self._fetch_contribution(task.stage_index, own)
         state = await self._anchors.apply(before, record.manifest)
-        own_N = await self._offload(partial(join_slices, self._spec.codec, before.anchor_N.numel(), slices))
-        return state, None if own_N is None else ahead_start(before, own_N)
+        num_params = before.anchor_N.numel()
+        codecs = [
+            slice_codec(self._spec, task.stage_index, partition)
+            for partition in partition_bounds(num_params, self._spec.num_partitions)
+        ]
+        own_N = await self._offload(partial(join_slices, codecs, num_params, slices))
+        return state, None if own_N is None else ahead_start(before, own_N, self._spec.outer)
 
     async def _merge_before(self, task: ReplayTask) -> tuple[MergeRecord, Contribution | None]:
         """How the outer step before was merged, and what the miner had in it."""
@@ -371,7 +377,8 @@ class Hands:
         partitions = partition_bounds(self._spec.stage_sizes[stage_index], self._spec.num_partitions)
         refs: list[ObjectRef | None] = []
         for partition in partitions:
-            found = slice_refs(self._spec.codec, partition.num_params, [contribution], partition.index)
+            codec = slice_codec(self._spec, stage_index, partition)
+            found = slice_refs(codec, partition.num_params, [contribution], partition.index)
             refs.append(found.get(contribution.hotkey))
         bodies = iter(await self._objects.get_many([ref for ref in refs if ref is not None]))
         return [None if ref is None else next(bodies) for ref in refs]
@@ -390,13 +397,14 @@ class Hands:
         spec, index = self._spec, task.partition_index
         named = (task.stage_index, task.outer_step, index)
         partition = partition_bounds(spec.stage_sizes[task.stage_index], spec.num_partitions)[index]
-        refs = slice_refs(spec.codec, partition.num_params, task.contributions, index)
+        codec = slice_codec(spec, task.stage_index, partition)
+        refs = slice_refs(codec, partition.num_params, task.contributions, index)
         try:
             bodies = dict(zip(refs, await self._objects.get_many(list(refs.values())), strict=True))
         except (TransportError, RefusedError) as error:
             return ReductionUnavailable(*named, f"{type(error).__name__}: {error}", _may_pass(error))
         slices = slices_in_order(task.contributions, bodies)
-        reduce = partial(reduce_partition, spec.codec, partition.num_params, slices, spec.mean)
+        reduce = partial(reduce_partition, codec, partition.num_params, slices, spec.mean)
         reduction, compute_s = await self._timed(reduce)
         digest = None if reduction.mean is None else reduction.mean.digest
         excluded = tuple(exclusion.hotkey for exclusion in reduction.excluded)

@@ -10,9 +10,9 @@ inputs that the miner handed over, not what was replayed, so that noise does not
 the pseudo-gradient is compared with the one that was uploaded, partition by partition. Both are taken through the run's
 codec, so that what it loses is lost on both sides.
 
-An overlapped outer step that was begun ahead of its anchor begins where everybody can: at the anchor before it, less
-what the miner uploaded there (`ahead_N`). What was done before a miner began anew, because it was left out of that
-merge, began at no public point; it is passed over, and nothing of it is in a pseudo-gradient.
+An overlapped outer step that was begun ahead of its anchor begins where everybody can: where the anchor
+before it leads with what the miner uploaded there (`ahead_N`). What was done before a miner began anew, because it was
+left out of that merge, began at no public point; it is passed over, and nothing of it is in a pseudo-gradient.
 
 Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
 """
@@ -36,6 +36,7 @@ from orion.common.protocol.reduction import decode_slice, through_codec
 from orion.common.train.engine import EngineUseError, NonFiniteError, StageEngine
 from orion.common.train.outer import OuterState
 from orion.common.train.partition import partition_bounds
+from orion.common.train.slice_codec import error_state_part, slice_codec
 from orion.validator.compare import Comparison, compare
 from orion.validator.events import ErrorStates, ReplayOperation, ReplayResult, ReplayTask, TensorBody
 
@@ -174,12 +175,13 @@ class _Replay:
             self._failure = "pseudo-gradient: it follows from no anchor, the merge before was not taken in"
             return
         replayed_N = self._engine.pseudo_gradient_N().cpu()
-        codec, tolerance = self._spec.codec, self._spec.validation.pseudo_gradient_tolerance
-        if codec == "topk" and errors is None:
+        tolerance = self._spec.validation.pseudo_gradient_tolerance
+        if self._spec.codec == "topk" and errors is None:
             self._failure = "pseudo-gradient: the error state that was told with it was not handed over"
             return
         partitions = partition_bounds(replayed_N.numel(), self._spec.num_partitions)
         for partition, body in zip(partitions, uploaded, strict=True):
+            codec = slice_codec(self._spec, self._task.stage_index, partition)
             claimed_N = decode_slice(codec, partition.num_params, body)
             if isinstance(claimed_N, str):
                 failure: str | None = claimed_N
@@ -190,7 +192,7 @@ class _Replay:
                 failure = self._tally.add_partition(compare(claimed_N, own_N, tolerance))
                 if failure is None and errors is not None and lost_N is not None:
                     # What was to be sent, less what was.
-                    expected_N = torch.sub(torch.add(lost_N, own_N), claimed_N)
+                    expected_N = error_state_part(codec, torch.sub(torch.add(lost_N, own_N), claimed_N))
                     found = compare(errors.after_N[part], expected_N, tolerance).failure
                     failure = None if found is None else f"error state: {found}"
             if failure is not None:

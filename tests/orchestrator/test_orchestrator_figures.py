@@ -10,6 +10,9 @@ from orion.common.model.config import BoundaryKind, ModelConfig, preset_names
 from orion.common.model.params import stage_num_params
 from orion.common.model.sizes import stage_size
 from orion.common.model.splits import stage_layouts
+from orion.common.protocol.codec import body_size
+from orion.common.train.partition import partition_bounds
+from orion.common.train.slice_codec import slice_codec
 from orion.orchestrator.figures import stage_figures
 
 NANO = ModelConfig.preset("nano")
@@ -60,6 +63,22 @@ def test_deadlines_follow_from_bytes_and_bandwidth() -> None:
     small = stage_figures(make_spec(time_limits=limits, codec="bf16"))[0]
     assert small.upload_s == 10.0 + first.num_params * 2 / 1e4
     assert small.contribution_bytes_max < first.contribution_bytes_max
+
+
+@pytest.mark.parametrize("boundaries", [None, "bf16", "none"])
+@pytest.mark.parametrize("codec", ["int8", "topk"])
+def test_no_encoded_slice_is_larger_than_its_bound_and_all_together_take_what_is_planned(
+    codec: str, boundaries: str | None
+) -> None:
+    spec = make_spec(codec=codec, codec_boundaries=boundaries, num_partitions=5)
+    for stage_index, figures in enumerate(stage_figures(spec)):
+        sizes = []
+        for partition in partition_bounds(figures.num_params, spec.num_partitions):
+            layout = slice_codec(spec, stage_index, partition).layout(partition.num_params)
+            sizes.append(sum(tensor.size_bytes for tensor in layout.values()))
+            assert body_size(layout) <= figures.contribution_bytes_max
+        # Each partition fills up its last block of values.
+        assert figures.encoded_bytes <= sum(sizes) <= figures.encoded_bytes + spec.num_partitions * 2 * 116
 
 
 def test_a_microbatch_costs_three_forwards() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from orion.common.ids import Phase
+from orion.common.model.params import boundary_map_ranges
 from orion.common.protocol.codec import decode, error_spec
 from orion.miner.worker import DeviceWorker
 from orion.simulator.faults import Fault, FaultKind
@@ -31,16 +32,20 @@ def error_of(swarm: Swarm, miner: int, outer_step: int) -> Tensor:
     return decode(bytearray(body), expected, len(body))["error"]
 
 
+@pytest.mark.parametrize("codec_boundaries", [None, "bf16"])
 @pytest.mark.parametrize("sync", ["blocking", "overlapped"])
-def test_what_was_not_sent_is_kept_and_every_upload_replays(sync: str) -> None:
+def test_what_was_not_sent_is_kept_and_every_upload_replays(sync: str, codec_boundaries: str | None) -> None:
     # That no honest miner is found guilty is an invariant.
-    swarm = Swarm(sparse(sync=sync), SEED)
+    swarm = Swarm(sparse(sync=sync, codec_boundaries=codec_boundaries), SEED)
     status = watched(swarm, SEED).status
     assert status.num_checks > 12
     assert not any("failed a check" in notice for notice in status.notices)
     for miner in range(6):
         first_N, second_N = error_of(swarm, miner, 0), error_of(swarm, miner, 1)
         assert float(first_N.norm()) > 0
+        spec = swarm.scenario.spec
+        for start, end in boundary_map_ranges(spec.model, spec.layouts[miner // spec.replicas]):
+            assert bool(first_N[start:end].any()) == (codec_boundaries is None)
         # Most of what was not sent at first is in what was not sent at second, a little decayed.
         assert float(torch.dot(first_N, second_N) / first_N.norm() ** 2) > 0.5
 

@@ -130,6 +130,19 @@ def stage_num_params(config: ModelConfig, layout: StageLayout, with_boundaries: 
     )
 
 
+@lru_cache(maxsize=1024)
+def boundary_map_ranges(config: ModelConfig, layout: StageLayout) -> tuple[tuple[int, int], ...]:
+    """Where the learned maps of a stage's halves of its boundaries lie in its flat vector, token tables left out: half-
+    open ranges in order."""
+    with torch.device("meta"):
+        stage = Stage(config, layout)
+    return tuple(
+        (place.start, place.end)
+        for place in param_layout(stage)
+        if place.name.startswith("boundaries.") and ".anchor." not in place.name
+    )
+
+
 def num_params(
     config: ModelConfig, num_stages: int = 1, with_boundaries: bool = True, rule: SplitRule = "balanced"
 ) -> int:

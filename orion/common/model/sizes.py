@@ -28,6 +28,11 @@ def boundary_sender_size(config: ModelConfig) -> int:
     return config.width * config.boundary_width
 
 
+def boundary_maps_size(config: ModelConfig, layout: StageLayout) -> int:
+    """Parameters in the learned maps of a stage's halves of its boundaries, token tables left out."""
+    return ((not layout.is_first) + (not layout.is_last)) * boundary_sender_size(config)
+
+
 def _receiver_size(config: ModelConfig) -> int:
     """Parameters of a boundary's receiving half."""
     rank = config.boundary.anchor_rank

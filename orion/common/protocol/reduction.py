@@ -26,7 +26,7 @@ from orion.common.ids import Hotkey
 from orion.common.protocol.codec import Body, body_size, decode, encode
 from orion.common.protocol.messages import Contribution, Exclusion, ObjectRef
 from orion.common.protocol.refusals import RefusedError
-from orion.common.train.compress import CodecName, DecodeError, TensorSpec, codec_for
+from orion.common.train.compress import CodecName, DecodeError, PseudoGradientCodec, TensorSpec, codec_for
 from orion.common.train.outer import contribution_norm, trimmed_mean, weighted_mean_in_order
 from orion.common.train.partition import partition_bounds, select_contributions
 
@@ -34,6 +34,9 @@ MeanRule = Literal["weighted", "trimmed"]
 """How a mean is made of what counts. `weighted`: by microbatches. `trimmed`: of `TRIM_CONTRIBUTORS_MIN` or more, each
 value's smallest and largest `TRIM_SHARE` are left out and the others count alike, so that no minority of that share
 moves any value beyond what honest contributors say; of fewer as `weighted`."""
+
+SliceCodec = CodecName | PseudoGradientCodec
+"""A codec by name, or one that is made for its partition (`orion.common.train.slice_codec`)."""
 
 TRIM_CONTRIBUTORS_MIN = 5
 TRIM_SHARE = 0.2
@@ -70,13 +73,13 @@ class Reduction:
     excluded: tuple[Exclusion, ...]
 
 
-def slice_spec(codec: CodecName, num_values: int) -> dict[str, TensorSpec]:
+def slice_spec(codec: SliceCodec, num_values: int) -> dict[str, TensorSpec]:
     """What the body of a slice of so many values must hold."""
-    return codec_for(codec).layout(num_values)
+    return _chosen(codec).layout(num_values)
 
 
 def slice_refs(
-    codec: CodecName, num_values: int, contributions: Sequence[Contribution], partition_index: int
+    codec: SliceCodec, num_values: int, contributions: Sequence[Contribution], partition_index: int
 ) -> dict[Hotkey, ObjectRef]:
     """The objects of a partition of so many values that are worth fetching: those of the right size."""
     size_bytes = body_size(slice_spec(codec, num_values))
@@ -96,52 +99,53 @@ def slices_in_order(contributions: Sequence[Contribution], bodies: Mapping[Hotke
     ]
 
 
-def encode_slice(codec: CodecName, values_N: Tensor) -> Body:
+def encode_slice(codec: SliceCodec, values_N: Tensor) -> Body:
     """The body of a contributor's slice: finite fp32 values in host memory."""
-    return encode(codec_for(codec).encode(values_N, None).tensors)
+    return encode(_chosen(codec).encode(values_N, None).tensors)
 
 
 def encode_slice_with_error(
-    codec: CodecName, values_N: Tensor, error_N: Tensor | None = None
+    codec: SliceCodec, values_N: Tensor, error_N: Tensor | None = None
 ) -> tuple[Body, Tensor | None]:
     """As `encode_slice`; also the next error state, where the codec has one.
 
     `error_N`: the error state so far, None at first and where the codec has none."""
-    encoded = codec_for(codec).encode(values_N, error_N)
+    encoded = _chosen(codec).encode(values_N, error_N)
     return encode(encoded.tensors), encoded.residual_N
 
 
 def encode_slice_and_read(
-    codec: CodecName, values_N: Tensor, error_N: Tensor | None = None
+    codec: SliceCodec, values_N: Tensor, error_N: Tensor | None = None
 ) -> tuple[Body, Tensor, Tensor | None]:
     """As `encode_slice_with_error`; also what others read of it, fp32."""
-    chosen = codec_for(codec)
+    chosen = _chosen(codec)
     encoded = chosen.encode(values_N, error_N)
     return encode(encoded.tensors), chosen.decode(encoded.tensors, values_N.numel()), encoded.residual_N
 
 
-def through_codec(codec: CodecName, values_N: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def through_codec(codec: SliceCodec, values_N: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """What others read of a contributor's slice, less what the codec loses; and the next error state."""
-    chosen = codec_for(codec)
+    chosen = _chosen(codec)
     encoded = chosen.encode(values_N, error_N)
     return chosen.decode(encoded.tensors, values_N.numel()), encoded.residual_N
 
 
-def join_slices(codec: CodecName, num_params: int, bodies: Sequence[bytearray | None]) -> Tensor | None:
+def join_slices(codecs: Sequence[SliceCodec], num_params: int, bodies: Sequence[bytearray | None]) -> Tensor | None:
     """What others read of a whole contribution, fp32 of the stage's length, from the bodies of its slices in the order
-    of the partitions; None when there are none, or one of them cannot be read."""
+    of the partitions, each with its codec; None when there are no bodies, or one of them cannot be read."""
     if not bodies:
         return None
+    partitions = partition_bounds(num_params, len(bodies))
     values = [
         decode_slice(codec, partition.num_params, body)
-        for partition, body in zip(partition_bounds(num_params, len(bodies)), bodies, strict=True)
+        for codec, partition, body in zip(codecs, partitions, bodies, strict=True)
     ]
     readable = [each for each in values if isinstance(each, Tensor)]
     return torch.cat(readable) if len(readable) == len(values) else None
 
 
 def reduce_partition(
-    codec: CodecName, num_values: int, slices: Sequence[Slice], rule: MeanRule = "weighted"
+    codec: SliceCodec, num_values: int, slices: Sequence[Slice], rule: MeanRule = "weighted"
 ) -> Reduction:
     """The mean of the slices, in the given order, without those that are unfit."""
     reasons: dict[int, str] = {}
@@ -195,13 +199,17 @@ def _mean(weighted: Sequence[tuple[float, Tensor]], rule: MeanRule) -> Tensor:
     return trimmed_mean([values_N for _, values_N in weighted], max(1, int(len(weighted) * TRIM_SHARE)))
 
 
-def decode_slice(codec: CodecName, num_values: int, body: bytearray | None) -> Tensor | str:
+def _chosen(codec: SliceCodec) -> PseudoGradientCodec:
+    return codec_for(codec) if isinstance(codec, str) else codec
+
+
+def decode_slice(codec: SliceCodec, num_values: int, body: bytearray | None) -> Tensor | str:
     """The slice's values (None: one of the wrong size), or why it has none."""
     if body is None:
         return WRONG_SIZE
     try:
         tensors = decode(body, slice_spec(codec, num_values), len(body))
-        return codec_for(codec).decode(tensors, num_values)
+        return _chosen(codec).decode(tensors, num_values)
     except RefusedError as error:
         return error.refusal.message
     except DecodeError as error:

@@ -101,10 +101,11 @@ def apply_outer_step(
     return into
 
 
-def ahead_start(state: OuterState, own_N: Tensor) -> Tensor:
-    """Where the next outer step begins before its anchor is there: the anchor of this one less what a miner itself
-    uploaded, as others read it. A function of public bytes, the same on every device. fp32, on the state's device."""
-    return torch.sub(state.anchor_N, own_N)
+def ahead_start(state: OuterState, own_N: Tensor, config: OuterConfig) -> Tensor:
+    """Where the next outer step begins before its anchor is there: what the anchor would be if the mean were what the
+    miner itself uploaded, as others read it. A function of public bytes, the same on every device. fp32, on the
+    state's device; raises as `apply_outer_step`."""
+    return apply_outer_step(state, own_N, config).anchor_N
 
 
 def weighted_mean_in_order(slices: Sequence[tuple[float, Tensor]]) -> Tensor:
