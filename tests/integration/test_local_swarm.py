@@ -71,9 +71,10 @@ async def work_since(swarm: LocalSwarm, hotkey: Hotkey, outer_step: int) -> Work
             await asyncio.sleep(0.5)
 
 
-def up_command(folder: Path, *options: str) -> list[str]:
+def up_command(folder: Path, *options: str, more: str = "") -> list[str]:
+    """`more` is added to the run file."""
     run_file = folder / "small.toml"
-    run_file.write_text(RUN_FILE)
+    run_file.write_text(RUN_FILE + more)
     own = [str(run_file), "--folder", str(folder / "orion"), "--json"]
     return [sys.executable, "-m", "orion.cli.main", "up", *own, *options]
 
@@ -103,6 +104,25 @@ def test_up_trains_checks_itself_and_leaves_no_process_behind(tmp_path: Path) ->
     assert Path(outcome["plot"]).read_bytes().startswith(b"\x89PNG")
     assert (Path(outcome["checkpoint"]) / "model.safetensors").is_file()
     assert processes_of(tmp_path) == []
+
+
+def test_an_overlapped_swarm_trains_beside_its_merges_and_passes_its_checks(tmp_path: Path) -> None:
+    more = 'sync = "overlapped"\nvalidation = { checks_per_outer_step = 2, whole_share = 1.0, answer_s = 5.0 }\n'
+    result = subprocess.run(
+        up_command(tmp_path, more=more), capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    assert outcome["anchors_equal"]
+    assert outcome["outer_steps"] == 4
+    assert outcome["microbatches_applied"] >= 4 * 5 * 2 * 2
+    assert outcome["heldout_loss"] < outcome["heldout_loss_untrained"]
+    assert outcome["checks"] > 0
+    assert outcome["verdicts_failed"] == 0
+    # Every miner went on training while outer steps 0, 1 and 2 were merged, and took the merges in.
+    logs = [path.read_text() for path in tmp_path.glob("orion/runs/*/logs/miner-*")]
+    assert len(logs) == 4
+    assert all(log.count('"merged_taken"') >= 2 for log in logs)
 
 
 def until_serving(errors: IO[str]) -> Iterator[str]:
