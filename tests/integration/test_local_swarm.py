@@ -122,7 +122,7 @@ def test_an_overlapped_swarm_trains_beside_its_merges_and_passes_its_checks(tmp_
     # Every miner went on training while outer steps 0, 1 and 2 were merged, and took the merges in.
     logs = [path.read_text() for path in tmp_path.glob("orion/runs/*/logs/miner-*")]
     assert len(logs) == 4
-    assert all(log.count('"merged_taken"') >= 2 for log in logs)
+    assert all(log.count("merged_taken") >= 2 for log in logs)
 
 
 def until_serving(errors: IO[str]) -> Iterator[str]:
