@@ -89,7 +89,7 @@ def _cells(step: PaidStep) -> list[str]:
         str(step.num_committed),
         str(step.num_receipts),
         str(step.num_receipts - step.num_matched),
-        "…" if merge is None else f"{merge.num_merged}/{merge.num_settled}",
+        "…" if merge is None else f"{merge.num_merged}/{merge.num_settled}" + (" late" if merge.age else ""),
         "…" if merge is None else f"{merge.num_agreed}/{merge.num_asked}",
         f"{step.counted_flops / 1e12:.4g}",
         "; ".join(checks),

@@ -271,7 +271,8 @@ class MemoryPlanner:
             transfers=2 * spec.flow.in_flight_max * min(SEND_BUFFER_BYTES, sent),
             evidence=evidence,
             # Parameters flattened and their difference with its encoding; later the mean, and the state that it makes.
-            working=max(2 * num_params * FP32_BYTES + encoded, 4 * num_params * FP32_BYTES),
+            # And the encoding before, while its upload is late.
+            working=max(2 * num_params * FP32_BYTES + encoded, 4 * num_params * FP32_BYTES) + encoded,
         )
 
 

@@ -172,7 +172,7 @@ class PersistLog:
 
 @dataclass(frozen=True, slots=True)
 class UploadPseudoGradient:
-    """Writes the encoded bodies of the outbox to the store, holds them, and empties it. Ends as `UploadEnded`."""
+    """Writes encoded bodies of the outbox to the store, holds them, and takes them out. Ends as `UploadEnded`."""
 
     outer_step: int
     objects: tuple[ObjectRef, ...]

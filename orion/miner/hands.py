@@ -33,7 +33,7 @@ from orion.common.protocol.messages import (
     StateQuery,
     Uploaded,
 )
-from orion.common.protocol.reduction import Reduction, reduce_partition, slice_refs, slices_in_order
+from orion.common.protocol.reduction import Place, Reduction, reduce_partition, slice_refs, slices_in_order
 from orion.common.protocol.refusals import RefusedError
 from orion.common.train.outer import OuterState, state_digest
 from orion.common.train.partition import Partition, partition_bounds
@@ -291,7 +291,8 @@ class Hands:
         for ref in deed.objects:
             self._objects.hold(outbox[ref.key])
         await self._objects.put_many({ref.key: outbox[ref.key] for ref in deed.objects})
-        self._worker.outbox = {}
+        for ref in deed.objects:
+            self._worker.outbox.pop(ref.key, None)
         return UploadEnded(deed.outer_step, succeeded=True)
 
     async def _reduce(self, deed: ReducePartition) -> Ending:
@@ -319,7 +320,7 @@ class Hands:
             await self._reduction(deed, refs)
         return _fetched(deed, is_complete=is_complete)
 
-    async def _reduction(self, deed: ReducePartition | FetchSlices, refs: dict[Hotkey, ObjectRef]) -> Reduction:
+    async def _reduction(self, deed: ReducePartition | FetchSlices, refs: dict[Place, ObjectRef]) -> Reduction:
         """What the partition's slices make, which is held from then on."""
         inputs = (deed.stage_index, deed.partition_index, deed.contributions)
         held = self._objects.reduction(inputs)
@@ -338,7 +339,7 @@ class Hands:
         bounds = partition_bounds(self._spec.stage_sizes[deed.stage_index], self._spec.num_partitions)
         return bounds[deed.partition_index]
 
-    def _slices(self, deed: ReducePartition | FetchSlices) -> dict[Hotkey, ObjectRef]:
+    def _slices(self, deed: ReducePartition | FetchSlices) -> dict[Place, ObjectRef]:
         """What a partition is reduced from."""
         partition = self._partition(deed)
         codec = slice_codec(self._spec, deed.stage_index, partition)

@@ -5,9 +5,10 @@ Owns these records and what each says by itself; when they begin and end is in `
 
 from dataclasses import dataclass, field
 
-from orion.common.ids import Digest, Hotkey
+from orion.common.ids import Digest, Hotkey, Phase
 from orion.common.protocol.messages import Manifest, ObjectRef
 from orion.miner.notices import Backoff
+from orion.miner.view import View
 
 
 @dataclass(slots=True)
@@ -31,6 +32,19 @@ class LocalStep:
     """The orchestrator was told what it is."""
     is_uploading: bool = False
     is_uploaded: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+    """Of the upload."""
+
+    def is_awaited(self, view: View, hotkey: Hotkey) -> bool:
+        """Whether the stage still takes what this upload is: in time; or late, up to the end of the next upload phase.
+
+        Between the two, before the manifest says which, it may be either."""
+        stage, manifest = view.stage, view.manifest
+        if stage.outer_step == self.outer_step and not view.is_merged(self.outer_step):
+            return stage.phase is Phase.UPLOAD or (self.is_announced and stage.phase is Phase.MERGE)
+        if manifest is None or manifest.outer_step != self.outer_step or hotkey not in manifest.late:
+            return False
+        return stage.outer_step == self.outer_step or stage.phase in (Phase.TRAIN, Phase.UPLOAD)
 
 
 @dataclass(slots=True)
@@ -51,7 +65,8 @@ class Unmerged:
         return self.local.outer_step
 
     def is_left_out(self, manifest: Manifest | None, hotkey: Hotkey) -> bool:
-        """Whether it was merged without this miner: then what was begun ahead began where nobody can follow."""
+        """Whether it was merged without this miner, which is not late either: then what was begun ahead began where
+        nobody can follow. Who is late began where its upload leads, once that is there."""
         if manifest is None or manifest.outer_step < self.outer_step:
             return False
-        return manifest.outer_step > self.outer_step or hotkey not in manifest.contributors
+        return manifest.outer_step > self.outer_step or not manifest.takes(hotkey)

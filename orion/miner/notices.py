@@ -1,11 +1,12 @@
 """What the orchestrator must be told and has not acknowledged yet; and how long to wait after a failure. Pure.
 
 Invariants: at most one attempt per notice is under way; pauses grow to a bound; a notice ends when it was accepted,
-when it was refused, or when the outer step that it is about is over.
+when it was refused, or when the outer step that it is about is over (an upload's, with the one after it).
 """
 
 from dataclasses import dataclass
 
+from orion.common.protocol.age import AGE_MAX
 from orion.common.protocol.messages import (
     Applied,
     CheckpointUploaded,
@@ -97,8 +98,10 @@ class Notices:
 
 def _is_over(notice: Notice, outer_step: int) -> bool:
     match notice:
-        case Uploaded() | Reduced() | Applied():
+        case Reduced() | Applied():
             return notice.outer_step < outer_step
+        case Uploaded():
+            return notice.outer_step + AGE_MAX < outer_step
         case CheckpointUploaded():
             # An anchor of this outer step is asked for until the next checkpoint is due.
             return notice.outer_step + 1 < outer_step

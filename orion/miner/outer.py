@@ -8,6 +8,9 @@ In an overlapped run the next outer step begins as soon as the pseudo-gradient i
 the mean were what was encoded, which anybody can compute. It is `unmerged` until the anchor of the next outer step is
 there and its device has added the difference. Who was left out of a merge begins the outer step anew, at its anchor.
 
+An upload that was not there when its phase closed goes on: `late`, the contribution of the outer step before, until it
+lies in the store or is too old. Uploads go in order, because what follows may count only after what it follows.
+
 Invariants: the engine's state is replaced (load, apply) only while the device is idle and the local outer step is
 closed, and what was merged is added only as a job of the device;
 a commitment is acknowledged before the pseudo-gradient is uploaded; what the stage no longer waits for is not begun.
@@ -80,13 +83,14 @@ class OuterSteps:
         self.anchor: Anchor | None = None
         self.local: LocalStep | None = None
         self._unmerged: Unmerged | None = None
+        self._late: LocalStep | None = None
+        """The outer step before, while its upload goes on."""
         self._is_void = False
         """The anchor must be built anew, although it is the right one by its number."""
         self._last_state: MemberState | None = None
         self._changes_state = False
         """A load or an apply is under way."""
         self._load_backoff = Backoff()
-        self._upload_backoff = Backoff()
         self._checkpoint_backoff = Backoff()
         self._checkpoint_under_way = False
         self._checkpoint_done = -1
@@ -202,21 +206,20 @@ class OuterSteps:
         assert unmerged is not None and unmerged.merged_digest is not None and anchor is not None and local is not None
         self._oplog.append(Operation.TAKE_MERGED, inner_step=local.inner_steps)
         self.anchor = Anchor(anchor.stage_index, unmerged.outer_step + 1, unmerged.merged_digest)
-        self._unmerged = None
-        self._upload_backoff = Backoff()
+        self._late, self._unmerged = unmerged.local, None
         self._tell_applied(self.anchor, view, now_s)
 
     def upload_ended(self, event: UploadEnded, now_s: float) -> None:
         """The pseudo-gradient lies in the store: now it counts once the orchestrator knows."""
-        local = self._contributing
-        if local is None or local.outer_step != event.outer_step:
-            return
-        local.is_uploading = False
-        local.is_uploaded = event.succeeded
-        if not event.succeeded:
-            self._upload_backoff.failed(now_s)
-            return
-        self._tell_contribution(local, now_s, is_stored=True)
+        for local in (self._late, self._contributing):
+            if local is None or local.outer_step != event.outer_step or not local.is_uploading:
+                continue
+            local.is_uploading = False
+            local.is_uploaded = event.succeeded
+            if event.succeeded:
+                self._tell_contribution(local, now_s, is_stored=True)
+            else:
+                local.backoff.failed(now_s)
 
     def anchor_loaded(self, event: AnchorLoaded, view: View | None, now_s: float) -> None:
         self._stand_at(Anchor(event.stage_index, event.outer_step, event.state_digest), view, now_s)
@@ -232,7 +235,7 @@ class OuterSteps:
         self._load_backoff.failed(now_s)
         if anchor_is_lost:
             # With the anchor goes what was done on it: it was sealed before the load began.
-            self.anchor = self.local = self._unmerged = None
+            self.anchor = self.local = self._unmerged = self._late = None
 
     def checkpoint_ended(self, event: CheckpointEnded, now_s: float) -> None:
         self._checkpoint_under_way = False
@@ -266,9 +269,10 @@ class OuterSteps:
         return None
 
     def _was_merged(self, view: View | None, outer_step: int) -> bool:
-        """Whether this miner's upload of the outer step before is in its merge: the public rule for its error state."""
+        """Whether this miner's upload of the outer step before is in its merge, or may be in the next: the public rule
+        for its error state."""
         manifest = None if view is None else view.manifest
-        return manifest is not None and manifest.outer_step == outer_step and self._hotkey in manifest.contributors
+        return manifest is not None and manifest.outer_step == outer_step and manifest.takes(self._hotkey)
 
     def inner_step(self) -> InnerStep:
         """The inner step over what is accumulated."""
@@ -292,9 +296,10 @@ class OuterSteps:
 
     def wake_times_s(self) -> list[float]:
         """When things that failed may be tried again; times that have passed mean nothing."""
-        backoffs = [self._load_backoff, self._upload_backoff, self._checkpoint_backoff]
+        backoffs = [self._load_backoff, self._checkpoint_backoff]
         if self._unmerged is not None:
             backoffs.append(self._unmerged.backoff)
+        backoffs += [local.backoff for local in (self._late, self._contributing) if local is not None]
         times_s = [self.commits.wake_s(), *(backoff.until_s for backoff in backoffs)]
         return times_s + self.reductions.wake_times_s()
 
@@ -311,9 +316,11 @@ class OuterSteps:
             assert self.anchor is not None and self._unmerged.outer_step == self.anchor.outer_step, (
                 "merges another step"
             )
-        uploading = self._contributing
-        if uploading is not None and uploading.is_uploading:
-            assert self._reports.is_committed(uploading.outer_step), "uploads before committing"
+        for uploading in (self._late, self._contributing):
+            if uploading is not None and uploading.is_uploading:
+                assert self._reports.is_committed(uploading.outer_step), "uploads before committing"
+        if self._late is not None and self.anchor is not None:
+            assert self._late.outer_step < self.anchor.outer_step, "what is under way is late"
         self.reductions.check_invariants()
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -331,7 +338,9 @@ class OuterSteps:
     def _stand_at(self, anchor: Anchor, view: View | None, now_s: float) -> None:
         self._changes_state = False
         self._load_backoff = Backoff()
-        self._upload_backoff = Backoff()
+        left = self._contributing
+        if left is not None and left.objects and left.outer_step < anchor.outer_step:
+            self._late = left
         self.anchor = anchor
         self.local = self._unmerged = None
         self._tell_applied(anchor, view, now_s)
@@ -379,17 +388,25 @@ class OuterSteps:
             self._emit(FetchMerged(manifest))
 
     def _upload(self, view: View, now_s: float) -> None:
+        """What is late first; but what this outer step's is, is told at once: later nobody may."""
+        if self._late is not None and (self._late.is_uploaded or not self._late.is_awaited(view, self._hotkey)):
+            self._late = None
         local = self._contributing
-        if local is None or not local.objects or local.is_uploading or local.is_uploaded:
+        if local is not None and not local.is_announced and self._may_upload(local, view):
+            local.is_announced = True
+            self._tell_contribution(local, now_s, is_stored=False)
+        due = self._late or local
+        if due is None or due.is_uploading or due.is_uploaded or not self._may_upload(due, view):
             return
-        if not view.is_in(Phase.UPLOAD, local.outer_step) or not self._reports.is_committed(local.outer_step):
-            return
-        if self._upload_backoff.is_over(now_s):
-            local.is_uploading = True
-            if not local.is_announced:
-                local.is_announced = True
-                self._tell_contribution(local, now_s, is_stored=False)
-            self._emit(UploadPseudoGradient(local.outer_step, local.objects))
+        if due.is_announced and due.backoff.is_over(now_s):
+            assert due.objects
+            due.is_uploading = True
+            self._emit(UploadPseudoGradient(due.outer_step, due.objects))
+
+    def _may_upload(self, local: LocalStep, view: View) -> bool:
+        if not local.objects or not self._reports.is_committed(local.outer_step):
+            return False
+        return local.is_awaited(view, self._hotkey)
 
     def _tell_contribution(self, local: LocalStep, now_s: float, *, is_stored: bool) -> None:
         assert local.objects is not None

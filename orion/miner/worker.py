@@ -20,8 +20,9 @@ from orion.common.config import RunSpec
 from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId, Operation
 from orion.common.memory_plan import StagePlan, plan_stages
 from orion.common.model.stage import Stage
+from orion.common.protocol.age import AGE_MAX
 from orion.common.protocol.codec import Body, body_size, decode, encode, error_spec
-from orion.common.protocol.keys import checkpoint_key, pseudo_gradient_key
+from orion.common.protocol.keys import checkpoint_key, parse_key, pseudo_gradient_key
 from orion.common.protocol.messages import ObjectRef
 from orion.common.protocol.reduction import encode_slice_and_read, encode_slice_with_error
 from orion.common.train.anchor import checkpoint_tensors
@@ -98,7 +99,8 @@ class DeviceWorker:
         self.merged: OuterState | None = None
         """The state after the outer step whose anchor the engine stands on, once it was fetched for `TakeMerged`."""
         self.outbox: dict[str, Body] = {}
-        """The encoded pseudo-gradient by object key, until it is uploaded or the next anchor is loaded."""
+        """Encoded pseudo-gradients by object key, until they are uploaded: that of the outer step, and that of the one
+        before, which may be late."""
 
     @property
     def outer_state(self) -> OuterState | None:
@@ -149,10 +151,11 @@ class DeviceWorker:
         if self._engine is None or self._stage_index != stage_index:
             self._engine = self._build(stage_index)
             self._stage_index = stage_index
+            self.outbox = {}
         self._engine.load(state)
         self._engine.begin_outer_step()
         self._held.clear()
-        self.outbox = {}
+        self._drop_uploads_before(state.outer_step - AGE_MAX)
         self._is_fresh, self._is_ahead, self.merged = True, False, None
         return state_digest(state)
 
@@ -273,7 +276,8 @@ class DeviceWorker:
 
     def _encode_pseudo_gradient(self, outer_step: int, *, adds_error: bool) -> PseudoGradientEncoded:
         assert self._outer_step == outer_step, f"the engine stands at outer step {self._outer_step}"
-        self.outbox = {}
+        self._drop_uploads_before(outer_step - AGE_MAX)
+        bodies: dict[str, Body] = {}
         values_N = self._pseudo_gradient_N()
         if not all_finite(values_N):
             return PseudoGradientEncoded(outer_step, ())
@@ -288,22 +292,28 @@ class DeviceWorker:
             error_part = None if error_N is None else error_N[part]
             slice_N, codec = values_N[part], slice_codec(self._spec, self._stage_index, partition)
             if start_N is None:
-                self.outbox[key], lost = encode_slice_with_error(codec, slice_N, error_part)
+                bodies[key], lost = encode_slice_with_error(codec, slice_N, error_part)
             else:
-                self.outbox[key], read_N, lost = encode_slice_and_read(codec, slice_N, error_part)
+                bodies[key], read_N, lost = encode_slice_and_read(codec, slice_N, error_part)
                 before = self._current.outer_state.slice(partition.start, partition.end)
                 start_N[part] = ahead_start(before, read_N, self._spec.outer)
             if lost is not None:
                 errors.append(lost)
+        self.outbox = self.outbox | bodies  # a new one, because what was uploaded is taken out by another thread
         error_digest = self._keep_error(outer_step, torch.cat(errors)) if errors else None
         objects = tuple(
-            ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
+            ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in bodies.items()
         )
         if start_N is not None:
             self._current.begin_ahead(start_N)
             self._held.clear()
             self._is_fresh, self._is_ahead, self.merged = True, True, None
         return PseudoGradientEncoded(outer_step, objects, error_digest, goes_on)
+
+    def _drop_uploads_before(self, outer_step: int) -> None:
+        """What is too old to be merged is not kept for its upload."""
+        names = ((key, body, parse_key(key)) for key, body in self.outbox.copy().items())
+        self.outbox = {key: body for key, body, name in names if name is not None and name.outer_step >= outer_step}
 
     def _keep_error(self, outer_step: int, error_N: torch.Tensor) -> Digest:
         """What encoding has lost outlives this process: the next upload adds it, and validators ask for it."""

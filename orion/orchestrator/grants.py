@@ -1,6 +1,7 @@
 """Who may read or write which object now. Pure; the shell turns a yes into signed URLs.
 
-Writing: the object's own miner, while its stage is in the phase that the object belongs to. Reading: any registered
+Writing: the object's own miner, while its stage is in the phase that the object belongs to, and what of a late
+contribution was announced until the next upload phase closes. Reading: any registered
 hotkey, but nobody reads a pseudo-gradient before all of its stage have announced theirs, nor a mean before it stands:
 they could be copied.
 """
@@ -15,6 +16,7 @@ from orion.common.protocol.messages import (
     UploadRequest,
 )
 from orion.common.protocol.refusals import refused
+from orion.orchestrator import late
 from orion.orchestrator.figures import StageFigures
 from orion.orchestrator.stages import Reducing, StageProgress, Uploading
 from orion.orchestrator.state import RunState
@@ -60,11 +62,16 @@ def _check_write(state: RunState, hotkey: Hotkey, ref: ObjectRef) -> None:
     stage = state.memory.stages[name.stage_index]
     if name.hotkey != hotkey:
         raise refused(RefusalCode.FORBIDDEN, f"{ref.key} is another miner's")
-    if name.outer_step != stage.outer_step or not _is_due(stage, name):
+    if not _is_late(stage, hotkey, ref, name) and (name.outer_step != stage.outer_step or not _is_due(stage, name)):
         raise refused(RefusalCode.WRONG_PHASE, f"{ref.key} is not to be written now")
     size_bytes_max = _size_bytes_max(state.figures[name.stage_index], name)
     if ref.size_bytes > size_bytes_max:
         raise refused(RefusalCode.TOO_LARGE, f"{ref.key}: at most {size_bytes_max} bytes")
+
+
+def _is_late(stage: StageProgress, hotkey: Hotkey, ref: ObjectRef, name: ObjectName) -> bool:
+    contribution = late.announced(stage, hotkey, name.outer_step)
+    return contribution is not None and ref in contribution.objects
 
 
 def _is_secret(stage: StageProgress, name: ObjectName) -> bool:

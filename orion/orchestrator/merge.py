@@ -28,9 +28,9 @@ class Copy:
     excluded: tuple[Exclusion, ...]
 
     @property
-    def content(self) -> tuple[str, tuple[str, ...]]:
+    def content(self) -> tuple[str, tuple[tuple[Hotkey, int], ...]]:
         """What two copies must have in common. Reasons hold norms, whose last digits depend on the device."""
-        return self.object.digest, tuple(sorted(exclusion.hotkey for exclusion in self.excluded))
+        return self.object.digest, tuple(sorted(exclusion.voice for exclusion in self.excluded))
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ def _stored(group: list[Hotkey], copies: dict[Hotkey, Copy], situation: Situatio
 
 def _groups(copies: dict[Hotkey, Copy]) -> list[list[Hotkey]]:
     """Reducers with the same content, larger groups first, then in the order in which they were asked."""
-    by_content: dict[tuple[str, tuple[str, ...]], list[Hotkey]] = {}
+    by_content: dict[tuple[str, tuple[tuple[Hotkey, int], ...]], list[Hotkey]] = {}
     for hotkey, copy in copies.items():
         by_content.setdefault(copy.content, []).append(hotkey)
     return sorted(by_content.values(), key=len, reverse=True)

@@ -1,9 +1,9 @@
 """Upload and merge of one stage: from the end of training to the next anchor.
 
 UPLOAD(k): contributors announce what they stand by; once all have, reducers are drawn and may fetch what has arrived;
-the contributors' objects become durable. MERGE(k): reducers' means are settled partition by partition (`merge`
-decides each), then the manifest is out and members apply it. A stage where nobody contributed gets a manifest that
-changes nothing.
+the contributors' objects become durable, or are late (`late`). MERGE(k): reducers' means are settled partition by
+partition (`merge` decides each), then the manifest is out and members apply it. A stage where nobody contributed gets a
+manifest that changes nothing.
 
 Invariants: a manifest names only durable objects and every partition once; no phase waits beyond its deadline or for
 anybody who is gone or suspected of it; all who are active afterwards reported the same anchor, or could not report in
@@ -12,6 +12,8 @@ time.
 
 import math
 from collections import Counter
+from collections.abc import Collection
+from statistics import median_low
 
 from orion.common.ids import Digest, Hotkey, MemberState
 from orion.common.protocol.entries import ContributionOutcome, MergeSettled, ReductionOutcome
@@ -23,6 +25,7 @@ from orion.common.protocol.messages import (
 )
 from orion.common.protocol.records import MergeRecord, PartitionRecord, ReducedCopy
 from orion.common.train.partition import assign_reducers, partition_bounds
+from orion.orchestrator import late
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S
 from orion.orchestrator.merge import Ask, PartitionMerge, Situation, Write, decide, unchanged, votes
@@ -37,14 +40,26 @@ _NAMED_MAX = 5
 def begin_upload(state: RunState, stage: StageProgress) -> None:
     """Training has ended: whoever trained in this outer step is awaited."""
     trained = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE)
-    figures, now_s = state.figures[stage.stage_index], state.memory.now_s
+    now_s = state.memory.now_s
     stage.activity = Uploading(
         awaited=[member.hotkey for member in trained],
         began_s=now_s,
-        due_s={member.hotkey: now_s + figures.upload_s_at(_rates(state, member.hotkey)[0]) for member in trained},
+        due_s=_due_s(state, stage, [member.hotkey for member in trained]),
     )
-    stage.deadline_s = now_s + figures.upload_s
+    stage.deadline_s = now_s + state.figures[stage.stage_index].upload_s
+    late.look_for(state, stage)
     state.changed()
+
+
+def _due_s(state: RunState, stage: StageProgress, awaited: Collection[Hotkey]) -> dict[Hotkey, float]:
+    """Until when each is waited for, once there is a quorum: what its link needs, and no longer than the usual peer's
+    does, because what comes later goes into the next merge, where there is one. Each time has the grace in it."""
+    figures = state.figures[stage.stage_index]
+    rates = {hotkey: _rates(state, hotkey)[0] for hotkey in awaited}
+    usual_s = [figures.upload_s_at(rate) for rate in rates.values() if rate is not None]
+    is_last = stage.outer_step + 1 >= state.memory.final_outer_step
+    longest_s = median_low(usual_s) if usual_s and not is_last else figures.upload_s
+    return {hotkey: state.memory.now_s + min(longest_s, figures.upload_s_at(rate)) for hotkey, rate in rates.items()}
 
 
 def advance_merge(state: RunState, stage: StageProgress) -> bool:
@@ -65,7 +80,7 @@ def advance_merge(state: RunState, stage: StageProgress) -> bool:
 
 def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading) -> bool:
     awaited = [hotkey for hotkey in uploading.awaited if not _is_barred(state, hotkey)]
-    there = [hotkey for hotkey in awaited if _is_uploaded(state, uploading, hotkey)]
+    there = [hotkey for hotkey in awaited if _is_uploaded(state, stage, uploading, hotkey)]
     missing = [hotkey for hotkey in awaited if hotkey not in there and _may_come(state, stage, uploading, hotkey)]
     if missing and state.memory.now_s < stage.deadline_s and not _is_closed(state, uploading, there, missing):
         if uploading.partitions is None and all(hotkey in uploading.uploads for hotkey in missing):
@@ -74,15 +89,20 @@ def _advance_upload(state: RunState, stage: StageProgress, uploading: Uploading)
         return False
     if missing:
         state.notice(f"{_where(stage)}: upload cut short, without {_named(missing)}")
-    num_needed = max(1, math.ceil(state.spec.quorum * (len(there) + len(missing))))
-    if there and len(there) < num_needed:
-        state.notice(f"{_where(stage)}: {len(there)} of {num_needed} needed contributions are there; anchor kept")
-        there = []
+    overdue = late.those_there(state, stage)
+    voices = {*there, *(each.hotkey for each in overdue)}
+    num_needed = max(1, math.ceil(state.spec.quorum * len(voices.union(missing))))
+    if voices and len(voices) < num_needed:
+        state.notice(f"{_where(stage)}: {len(voices)} of {num_needed} needed contributions are there; anchor kept")
+        there, overdue = [], []
     if stage.stage_index == 0:
         unended = state.memory.leases.live_trips_in(stage.outer_step)
         state.end_trips(unended, "the outer step ended before it")
-    contributions = tuple(_weighed(state, stage, uploading.uploads[hotkey]) for hotkey in sorted(there))
-    _begin_reduce(state, stage, contributions, uploading.partitions or _assigned(state, stage))
+    in_time = [uploading.uploads[hotkey] for hotkey in sorted(there)]
+    merged = tuple(_weighed(state, stage, contribution) for contribution in (*overdue, *in_time))
+    rest = {hotkey: each for hotkey, each in uploading.uploads.items() if hotkey in awaited and hotkey not in there}
+    late.close(state, stage, overdue, rest)
+    _begin_reduce(state, stage, merged, uploading.partitions or _assigned(state, stage))
     return True
 
 
@@ -107,9 +127,11 @@ def _is_barred(state: RunState, hotkey: Hotkey) -> bool:
     return member is not None and member.is_barred
 
 
-def _is_uploaded(state: RunState, uploading: Uploading, hotkey: Hotkey) -> bool:
+def _is_uploaded(state: RunState, stage: StageProgress, uploading: Uploading, hotkey: Hotkey) -> bool:
     contribution = uploading.uploads.get(hotkey)
-    return contribution is not None and all(state.memory.objects.is_durable(ref) for ref in contribution.objects)
+    if contribution is None or late.comes_before(state, stage, hotkey):
+        return False
+    return late.is_durable(state, contribution)
 
 
 def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotkey: Hotkey) -> bool:
@@ -132,7 +154,8 @@ def _may_come(state: RunState, stage: StageProgress, uploading: Uploading, hotke
 def _weighed(state: RunState, stage: StageProgress, contribution: Contribution) -> Contribution:
     """A contribution weighs what its miner was credited for, whatever it claims; at least one microbatch, because
     receipts of a partner that died may never come."""
-    credited = state.memory.ledger.num_credited(stage.outer_step, contribution.hotkey, stage.stage_index)
+    trained_in = stage.outer_step - contribution.age
+    credited = state.memory.ledger.num_credited(trained_in, contribution.hotkey, stage.stage_index)
     weight = min(contribution.num_microbatches, max(1, credited))
     return contribution.model_copy(update={"num_microbatches": weight})
 
@@ -169,8 +192,9 @@ def _begin_reduce(
     if not contributions or not candidates or not partitions:
         why = "nobody is there to reduce" if contributions else "no contribution"
         state.notice(f"{_where(stage)}: {why}; anchor kept")
+        late.keep(stage, contributions)
         kept = [unchanged(index) for index in range(state.spec.num_partitions)]
-        _settle(state, stage, contributions, kept, [])
+        _settle(state, stage, (), kept, [])
         _publish(state, stage, kept, ())
         return
     now_s = state.memory.now_s
@@ -263,7 +287,7 @@ def _settle(
 ) -> None:
     """Puts into the public ledger what became of contributions and reductions."""
     settled = [outcome for outcome in outcomes if outcome.object is not None]
-    left_out = Counter(exclusion.hotkey for outcome in settled for exclusion in outcome.excluded)
+    left_out = Counter(exclusion.voice for outcome in settled for exclusion in outcome.excluded)
     state.record(
         MergeSettled(
             stage_index=stage.stage_index,
@@ -274,7 +298,8 @@ def _settle(
                 ContributionOutcome(
                     hotkey=contribution.hotkey,
                     num_microbatches=contribution.num_microbatches,
-                    num_merged=len(settled) - left_out[contribution.hotkey],
+                    age=contribution.age,
+                    num_merged=len(settled) - left_out[contribution.voice],
                 )
                 for contribution in contributions
             ),
@@ -298,8 +323,9 @@ def _publish(
         stage_index=stage.stage_index,
         outer_step=stage.outer_step,
         partitions=tuple(partitions),
-        contributors=tuple(contribution.hotkey for contribution in contributions),
+        contributors=tuple(contribution.hotkey for contribution in contributions if not contribution.age),
         total_microbatches=sum(contribution.num_microbatches for contribution in contributions),
+        late=tuple(sorted(stage.late)),
     )
     stage.manifests[stage.outer_step] = manifest
     merged = stage.activity.partitions if isinstance(stage.activity, Reducing) else []
@@ -309,6 +335,7 @@ def _publish(
         contributions=contributions,
         partitions=tuple(_record(partition) for partition in merged),
         manifest=manifest,
+        late=tuple(each.contribution for _, each in sorted(stage.late.items())),
     )
     # Suspects too: one that is heard again in time applies the manifest like any other.
     members = state.memory.membership.of_stage(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
@@ -327,7 +354,8 @@ def _record(partition: PartitionMerge) -> PartitionRecord:
             ReducedCopy(
                 reducer=hotkey,
                 object=copy.object,
-                excluded=tuple(exclusion.hotkey for exclusion in copy.excluded),
+                excluded=tuple(exclusion.hotkey for exclusion in copy.excluded if not exclusion.age),
+                excluded_late=tuple(exclusion.hotkey for exclusion in copy.excluded if exclusion.age),
             )
             for hotkey, copy in copies
         ),
@@ -380,7 +408,7 @@ def _enter_next(state: RunState, stage: StageProgress, digests: dict[Hotkey, Dig
                 state.set_state(member, MemberState.READY)
         elif member.state is not MemberState.JOINING:
             state.send_back(member, "it did not apply the outer step in time")
-    memory.objects.stop_watching(f"{outer_step_prefix(stage.outer_step - 1)}stage/{stage.stage_index}/pseudo-gradient/")
+    late.stop_looking(state, stage)
     memory.objects.stop_watching(f"{outer_step_prefix(stage.outer_step - 1)}stage/{stage.stage_index}/reduced/")
     leave_anchor(state, stage)
     if stage.outer_step >= memory.final_outer_step:

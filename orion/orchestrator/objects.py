@@ -4,6 +4,7 @@ Owns no rule about what objects are for. Invariants: an object counts as durable
 very digest and size; checks are asked again until they succeed or are forgotten, so a lost answer costs only time.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from orion.common.protocol.messages import ObjectRef
@@ -61,7 +62,7 @@ class ObjectBook:
             for key in [key for key in objects if key.startswith(prefix)]:
                 del objects[key]
 
-    def stop_watching(self, prefix: str) -> None:
-        """Looks no longer at what is not durable yet under a prefix."""
-        for key in [key for key in self.watched if key.startswith(prefix)]:
+    def stop_watching(self, prefix: str, but: Collection[str] = ()) -> None:
+        """Looks no longer at what is not durable yet under a prefix, but for these keys."""
+        for key in [key for key in self.watched if key.startswith(prefix) and key not in but]:
             del self.watched[key]

@@ -30,6 +30,7 @@ from orion.common.protocol.messages import (
 )
 from orion.common.protocol.records import ScoreSheet, Verdict
 from orion.common.protocol.refusals import refused
+from orion.orchestrator import late
 from orion.orchestrator.assignment import choose_stage
 from orion.orchestrator.barring import bar_if_failed, has_failed, release_if_clear
 from orion.orchestrator.checkpoints import ask_another
@@ -116,6 +117,7 @@ def _join(state: RunState, hotkey: Hotkey, join: Join) -> Joined:
         state.changed()
     heard(state, member)
     member.next_report = 0  # a process that has started anew counts from 0; repeated records change nothing anyway
+    late.leave(state.stage_of(member), hotkey)
     return Joined(stage_index=member.stage_index, state=member.state)
 
 
@@ -225,6 +227,9 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof 
     stage = state.stage_of(member)
     uploading = stage.activity
     contribution = uploaded.contribution
+    if contribution == late.announced(stage, member.hotkey, uploaded.outer_step):
+        _stored(state, uploaded)
+        return Done()
     if not isinstance(uploading, Uploading) or uploaded.outer_step != stage.outer_step:
         raise _wrong_phase(stage)
     if member.hotkey not in uploading.awaited:
@@ -233,7 +238,7 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof 
         pseudo_gradient_key(stage.outer_step, stage.stage_index, member.hotkey, index)
         for index in range(state.spec.num_partitions)
     ]
-    if contribution.hotkey != member.hotkey or [ref.key for ref in contribution.objects] != keys:
+    if contribution.voice != (member.hotkey, 0) or [ref.key for ref in contribution.objects] != keys:
         raise refused(RefusalCode.MALFORMED, "a contribution names its miner's own object of every partition, in order")
     for ref in contribution.objects:
         _check_size(ref, state.figures[stage.stage_index].contribution_bytes_max)
@@ -251,12 +256,17 @@ def _uploaded(state: RunState, member: Member, uploaded: Uploaded, proof: Proof 
         uploading.uploads[member.hotkey] = contribution
         state.record(said(member, uploaded, proof))
         state.look_again()
-    if uploaded.is_stored:
-        if member.hotkey not in uploading.stored:
-            uploading.stored.append(member.hotkey)
-        for ref in contribution.objects:
-            state.watch(ref)
+    if uploaded.is_stored and member.hotkey not in uploading.stored:
+        uploading.stored.append(member.hotkey)
+    _stored(state, uploaded)
     return Done()
+
+
+def _stored(state: RunState, uploaded: Uploaded) -> None:
+    """Has the store asked for what is said to lie there."""
+    if uploaded.is_stored:
+        for ref in uploaded.contribution.objects:
+            state.watch(ref)
 
 
 def _reduced(state: RunState, member: Member, reduced: Reduced, proof: Proof | None) -> Done:
@@ -270,8 +280,8 @@ def _reduced(state: RunState, member: Member, reduced: Reduced, proof: Proof | N
     if member.hotkey not in partition.reducers:
         raise refused(RefusalCode.FORBIDDEN, "not a reducer of this partition")
     key = reduced_key(stage.outer_step, stage.stage_index, member.hotkey, partition.partition_index)
-    contributors = {contribution.hotkey for contribution in reducing.contributions}
-    excluded = {exclusion.hotkey for exclusion in reduced.excluded}
+    contributors = {contribution.voice for contribution in reducing.contributions}
+    excluded = {exclusion.voice for exclusion in reduced.excluded}
     if reduced.object.key != key or not excluded < contributors or len(excluded) != len(reduced.excluded):
         raise refused(
             RefusalCode.MALFORMED, "a mean has its reducer's own key and leaves out some contributors at most"

@@ -79,6 +79,20 @@ class Ended:
 MERGING = (Uploading, Reducing, Applying)
 """What a stage does between two anchors."""
 
+
+@dataclass(slots=True)
+class Late:
+    """A contribution that was announced in time and that no merge has yet: it goes into the next one, once it is
+    durable."""
+
+    outer_step: int
+    """That it was trained in."""
+    contribution: Contribution
+    """As announced."""
+    is_left: bool = False
+    """Its miner's process has begun anew, so that nothing more of it will be written."""
+
+
 Activity = Training | Uploading | Reducing | Applying | Finishing | Ended
 
 
@@ -112,6 +126,8 @@ class StageProgress:
     checkpoints: list[CheckpointRef] = field(default_factory=list)
     """The durable ones, oldest first."""
     task: CheckpointTask | None = None
+    late: dict[Hotkey, Late] = field(default_factory=dict)
+    """From the end of an upload phase to that of the next."""
 
     @property
     def phase(self) -> Phase:
@@ -130,7 +146,8 @@ class StageProgress:
         """What the reducers do, from when on contributions may be read."""
         match self.activity:
             case Uploading(uploads=uploads, partitions=[*partitions]):
-                contributions, is_final = tuple(uploads[hotkey] for hotkey in sorted(uploads)), False
+                announced = (uploads[hotkey] for hotkey in sorted(uploads))
+                contributions, is_final = (*self.aged(), *announced), False
             case Reducing(contributions=contributions, partitions=[*partitions]):
                 is_final = True
             case _:
@@ -149,6 +166,13 @@ class StageProgress:
                 )
                 for partition in partitions
             ),
+        )
+
+    def aged(self) -> tuple[Contribution, ...]:
+        """What is late, as it counts in the merge of this outer step, by hotkey."""
+        return tuple(
+            late.contribution.model_copy(update={"age": self.outer_step - late.outer_step})
+            for _, late in sorted(self.late.items())
         )
 
     @property

@@ -291,7 +291,7 @@ class Invariants:
         for contribution in plan.contributions:
             body = store.get(contribution.objects[partition_index].key)
             assert body is not None, f"4: the plan names an object of {contribution.hotkey} that is not in the store"
-            slices.append(Slice(contribution.hotkey, contribution.num_microbatches, bytearray(body)))
+            slices.append(Slice(contribution.hotkey, contribution.num_microbatches, bytearray(body), contribution.age))
         num_params = stage_num_params(spec.model, spec.layouts[manifest.stage_index])
         partition = partition_bounds(num_params, spec.num_partitions)[partition_index]
         codec = slice_codec(spec, manifest.stage_index, partition)

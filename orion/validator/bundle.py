@@ -148,6 +148,7 @@ def _write(
         "num_operations": len(task.operations),
         "contribution": None if task.contribution is None else task.contribution.model_dump(mode="json"),
         "uploaded": [body is not None for body in uploaded],
+        "was_late": task.was_late,
         "finding": result.failure,
     }
     bodies = {
@@ -197,6 +198,7 @@ def _read(
             for number, entry in enumerate(entries)
         ),
         contribution=None if contribution is None else Contribution.model_validate_json(json.dumps(contribution)),
+        was_late=record.get("was_late") is True,
         proof=proof,
     )
     uploaded = [

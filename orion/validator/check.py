@@ -182,8 +182,10 @@ class Check:
 
     @property
     def needs_contribution(self) -> bool:
-        """Whether the pseudo-gradient is to be compared, and it is not known yet what the miner uploaded."""
-        return self._is_whole and not self._knows_contribution and self.phase is not CheckPhase.ENDED
+        """Whether the pseudo-gradient is to be compared, and it is not known yet what the miner uploaded. Also where
+        the log begins ahead of its anchor: what it begins from may be late until its outer step is merged."""
+        is_ahead = bool(self._entries) and self._entries[0].operation is Operation.BEGIN_AHEAD
+        return (self._is_whole or is_ahead) and not self._knows_contribution and self.phase is not CheckPhase.ENDED
 
     @property
     def subject(self) -> Subject:

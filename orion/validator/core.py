@@ -66,7 +66,7 @@ from orion.validator.events import (
 from orion.validator.lookout import Lookout
 from orion.validator.membership import Membership
 from orion.validator.reduction_check import ReductionCheck
-from orion.validator.round import Round, contribution_of, target_of
+from orion.validator.round import Round, target_of
 from orion.validator.sampling import draw_checks
 from orion.validator.turns import Turns
 from orion.validator.weight_duty import WeightDuty
@@ -205,8 +205,7 @@ class ValidatorCore:
             return
         match event:
             case MergeArrived(record):
-                if record.outer_step == self._round.outer_step:
-                    self._round.reductions.on_merge(record.stage_index, record)
+                self._round.on_merge(record.stage_index, record.outer_step, record)
             case ReductionEnded():
                 self._spending.spend(event.compute_s)
                 self._round.reductions.on_reduced(event)
@@ -220,12 +219,8 @@ class ValidatorCore:
         current = self._round
         if isinstance(event.effect, FetchSigns):
             self._lookout.on_failed(event.effect)
-        if (
-            isinstance(event.effect, FetchMerge)
-            and current is not None
-            and current.outer_step == event.effect.outer_step
-        ):
-            current.reductions.on_merge(event.effect.stage_index, None)
+        if isinstance(event.effect, FetchMerge) and current is not None:
+            current.on_merge(event.effect.stage_index, event.effect.outer_step, None)
         missing = notice_of_missing(event.effect, event.detail)
         if missing is not None:
             self._notices.append(missing)
@@ -351,9 +346,8 @@ class ValidatorCore:
         return True
 
     def _pursue(self, current: Round, check: Check, effects: list[Effect], now_s: float) -> bool:
-        if check.needs_contribution and current.reductions.knows(check.target.stage_index):
-            record = current.reductions.record(check.target.stage_index)
-            check.on_contribution(contribution_of(record, check.target.miner))
+        if check.needs_contribution and current.knows_contribution(check.target.miner, check.target.stage_index):
+            check.on_contribution(current.contribution_of(check.target.miner, check.target.stage_index))
         effects += check.pump(self._members.url(check.target.miner), now_s)
         if check.ending is None:
             return False
@@ -438,12 +432,19 @@ class ValidatorCore:
         if self._spec.validation.reductions_per_outer_step == 0 and not is_needed:
             return
         for stage_index in range(self._spec.num_stages):
-            if current.reductions.knows(stage_index):
-                continue
-            if self._members.has_merged(stage_index, current.outer_step):
-                self._errands.add(FetchMerge(stage_index, current.outer_step))
-            elif self._members.finished:
-                current.reductions.on_merge(stage_index, None)
+            if not current.reductions.knows(stage_index):
+                self._ask_for_merge(current, stage_index, current.outer_step)
+        check = current.check
+        if check is not None and check.needs_contribution:
+            stage_index = check.target.stage_index
+            if current.is_late(check.target.miner, stage_index) and stage_index not in current.next_merges:
+                self._ask_for_merge(current, stage_index, current.outer_step + 1)
+
+    def _ask_for_merge(self, current: Round, stage_index: int, outer_step: int) -> None:
+        if self._members.has_merged(stage_index, outer_step):
+            self._errands.add(FetchMerge(stage_index, outer_step))
+        elif self._members.finished:
+            current.on_merge(stage_index, outer_step, None)
 
     def _cut_short(self, current: Round) -> None:
         """Leaves out what the budget has no room for; whoever is not looked at is due again."""

@@ -99,6 +99,8 @@ class ReplayTask:
     """What the miner uploaded; with it the operations are its whole log, and the pseudo-gradient is compared too."""
     url: str | None = None
     """Where the miner is asked for its error states, if the run's codec has them."""
+    was_late: bool = False
+    """The merge before names the miner as late: its log may take that in, even where its upload never came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,8 @@ class ReductionEnded:
     excluded: tuple[Hotkey, ...]
     compute_s: float
     """Time that it took."""
+    excluded_late: tuple[Hotkey, ...] = ()
+    """Whose late contribution was left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ needs no event loop of its own: the simulator runs it too.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -288,7 +289,7 @@ class Hands:
 
     async def _replay_task(self, task: ReplayTask) -> Event:
         try:
-            state, ahead_N = await self._start_of(task)
+            task, state, ahead_N = await self._start_of(task)
             uploaded = await self._fetch_contribution(task.stage_index, task.contribution)
             errors = await self._fetch_errors(task)
             replay_it = partial(self._replay, task, state, uploaded=uploaded, ahead_N=ahead_N, errors=errors)
@@ -310,14 +311,15 @@ class Hands:
             return ReplayUnavailable(task.miner, task.outer_step, f"{type(error).__name__}: {error}", _may_pass(error))
         return ReplayEnded(task.miner, task.outer_step, result, compute_s)
 
-    async def _start_of(self, task: ReplayTask) -> tuple[OuterState, torch.Tensor | None]:
-        """The anchor of a log's outer step, and where the log begins if that is ahead of its anchor."""
+    async def _start_of(self, task: ReplayTask) -> tuple[ReplayTask, OuterState, torch.Tensor | None]:
+        """The anchor of a log's outer step, and where the log begins if that is ahead of its anchor; with the task,
+        which says now what the merge before says of the miner."""
         first = task.operations[0].entry.operation if task.operations else None
         if first is not Operation.BEGIN_AHEAD or task.outer_step == 0:
-            return await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint), None
+            return task, await self._anchors.load(task.stage_index, task.outer_step, task.checkpoint), None
         before = await self._anchors.load(task.stage_index, task.outer_step - 1, task.checkpoint)
         record, own = await self._merge_before(task)
-        slices = await self._fetch_contribution(task.stage_index, own)
+        slices = await self._fetch_beginning(task, record, own)
         state = await self._anchors.apply(before, record.manifest)
         num_params = before.anchor_N.numel()
         codecs = [
@@ -325,12 +327,24 @@ class Hands:
             for partition in partition_bounds(num_params, self._spec.num_partitions)
         ]
         own_N = await self._offload(partial(join_slices, codecs, num_params, slices))
-        return state, None if own_N is None else ahead_start(before, own_N, self._spec.outer)
+        task = replace(task, was_late=task.miner in record.manifest.late)
+        return task, state, None if own_N is None else ahead_start(before, own_N, self._spec.outer)
 
     async def _merge_before(self, task: ReplayTask) -> tuple[MergeRecord, Contribution | None]:
-        """How the outer step before was merged, and what the miner had in it."""
+        """How the outer step before was merged, and what the miner had in it, or late in the next."""
         record = await self._orchestrator.merge(task.stage_index, task.outer_step - 1)
-        return record, next((each for each in record.contributions if each.hotkey == task.miner), None)
+        return record, record.announced_by(task.miner)
+
+    async def _fetch_beginning(
+        self, task: ReplayTask, record: MergeRecord, own: Contribution | None
+    ) -> list[bytearray | None]:
+        """What the log that begins ahead has begun from; nothing where that never came: then it counts in no merge."""
+        try:
+            return await self._fetch_contribution(task.stage_index, own)
+        except RefusedError as error:
+            if error.code is RefusalCode.NOT_FOUND and task.miner in record.manifest.late:
+                return []
+            raise
 
     async def _fetch_errors(self, task: ReplayTask) -> ErrorStates | None:
         """The miner's error states before and after; None where the codec has none, or it does not hand over what it
@@ -379,7 +393,7 @@ class Hands:
         for partition in partitions:
             codec = slice_codec(self._spec, stage_index, partition)
             found = slice_refs(codec, partition.num_params, [contribution], partition.index)
-            refs.append(found.get(contribution.hotkey))
+            refs.append(found.get(0))
         bodies = iter(await self._objects.get_many([ref for ref in refs if ref is not None]))
         return [None if ref is None else next(bodies) for ref in refs]
 
@@ -407,8 +421,9 @@ class Hands:
         reduce = partial(reduce_partition, codec, partition.num_params, slices, spec.mean)
         reduction, compute_s = await self._timed(reduce)
         digest = None if reduction.mean is None else reduction.mean.digest
-        excluded = tuple(exclusion.hotkey for exclusion in reduction.excluded)
-        return ReductionEnded(*named, digest, excluded, compute_s)
+        excluded = tuple(exclusion.hotkey for exclusion in reduction.excluded if not exclusion.age)
+        excluded_late = tuple(exclusion.hotkey for exclusion in reduction.excluded if exclusion.age)
+        return ReductionEnded(*named, digest, excluded, compute_s, excluded_late)
 
     async def _read_chain(self, effect: FetchMetagraph) -> Event:
         try:

@@ -53,7 +53,7 @@ def draw_partitions(records: Iterable[MergeRecord], num_partitions: int, rng: ra
 
 def is_vouched_for(partition: PartitionRecord) -> bool:
     """Whether two reducers at least delivered a mean, and all the same."""
-    contents = {(copy.object.digest, tuple(sorted(copy.excluded))) for copy in partition.copies}
+    contents = {copy.content for copy in partition.copies}
     return len(partition.copies) > 1 and len(contents) == 1
 
 
@@ -65,7 +65,7 @@ def wrong_copies(draw: Draw, reduced: ReductionEnded) -> dict[Hotkey, str | None
         fault = None
         if copy.object.digest != reduced.digest:
             fault = f"{where}: the mean is not that of the contributions"
-        elif set(copy.excluded) != set(reduced.excluded):
+        elif copy.content != (reduced.digest, frozenset(reduced.excluded), frozenset(reduced.excluded_late)):
             fault = f"{where}: left out others than the rule does"
         found[copy.reducer] = fault
     return found

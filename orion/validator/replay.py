@@ -10,9 +10,10 @@ inputs that the miner handed over, not what was replayed, so that noise does not
 the pseudo-gradient is compared with the one that was uploaded, partition by partition. Both are taken through the run's
 codec, so that what it loses is lost on both sides.
 
-An overlapped outer step that was begun ahead of its anchor begins where everybody can: where the anchor
-before it leads with what the miner uploaded there (`ahead_N`). What was done before a miner began anew, because it was
-left out of that merge, began at no public point; it is passed over, and nothing of it is in a pseudo-gradient.
+An overlapped outer step that was begun ahead of its anchor begins where everybody can: where the anchor before it leads
+with what the miner uploaded there (`ahead_N`). What was done before a miner began anew, because it was left out of that
+merge, began at no public point; it is passed over, and nothing of it is in a pseudo-gradient. So is all of a log whose
+miner was late for that merge and never came: it took the merge in, and is in none itself.
 
 Letters in names: B sequences, T tokens, U = T + 1, C boundary width, N flat parameters.
 """
@@ -217,7 +218,7 @@ class _Replay:
 
     def _operation(self, operation: ReplayOperation) -> str | None:
         if self._is_blind and operation.entry.operation is not Operation.BEGIN_ANEW:
-            is_merge = operation.entry.operation is Operation.TAKE_MERGED
+            is_merge = operation.entry.operation is Operation.TAKE_MERGED and not self._task.was_late
             return "takes in a merge of which it was no part" if is_merge else None
         match operation.entry.operation:
             case Operation.FORWARD:

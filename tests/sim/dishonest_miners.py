@@ -56,11 +56,10 @@ class PoisoningWorker(DeviceWorker):
     """Works honestly, and uploads something else."""
 
     def _encode_pseudo_gradient(self, outer_step: int, *, adds_error: bool) -> PseudoGradientEncoded:
-        super()._encode_pseudo_gradient(outer_step, adds_error=adds_error)
-        self.outbox = {key: _negated(body) for key, body in self.outbox.items()}
-        objects = [
-            ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in self.outbox.items()
-        ]
+        honest = super()._encode_pseudo_gradient(outer_step, adds_error=adds_error)
+        negated = {ref.key: _negated(self.outbox[ref.key]) for ref in honest.objects}
+        self.outbox = self.outbox | negated
+        objects = [ObjectRef(key=key, digest=body.digest, size_bytes=body.size_bytes) for key, body in negated.items()]
         return PseudoGradientEncoded(outer_step, tuple(objects))
 
 

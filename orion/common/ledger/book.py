@@ -331,16 +331,34 @@ class LedgerBook:
     ) -> WorkRecord:
         committed = step.commitments.get(hotkey)
         is_covered = committed is not None and committed.stage_index == stage_index
-        merge = step.merges.get(stage_index)
         return WorkRecord(
             hotkey=hotkey,
             stage_index=stage_index,
             outer_step=outer_step,
             num_microbatches=step.num_credited[(hotkey, stage_index)],
             num_committed=committed.commitment.num_contributed if committed is not None and is_covered else 0,
-            merge=None if merge is None else merge_share(merge, hotkey),
+            merge=self.merge_share(outer_step, stage_index, hotkey),
             flops=flops,
         )
+
+    def merge_share(self, outer_step: int, stage_index: int, hotkey: Hotkey) -> MergeShare | None:
+        """What a miner did for the merge of its stage's outer step; None while that is not settled.
+
+        Who came too late for it did as much for the next one, if it is in that. A merge without any mean needs nobody.
+        """
+        merge = self._step(outer_step).merges.get(stage_index)
+        if merge is None:
+            return None
+        share = merge_share(merge, hotkey)
+        following = self.steps.get(outer_step + 1)
+        later = following.merges.get(stage_index) if following is not None else None
+        in_time = any((each.hotkey, each.age) == (hotkey, 0) for each in merge.contributions)
+        if in_time or not merge.num_settled or later is None:
+            return share
+        num_merged = _num_merged(later, hotkey, age=1)
+        if num_merged is None:
+            return share
+        return share.model_copy(update={"num_merged": num_merged, "num_settled": later.num_settled, "age": 1})
 
     def verdicts(self, from_outer_step: int) -> list[VerdictRecord]:
         """All verdicts on outer steps from one on, ordered by outer step, validator, miner and subject."""
@@ -373,14 +391,19 @@ class LedgerBook:
 
 
 def merge_share(merge: MergeSettled, hotkey: Hotkey) -> MergeShare:
-    """What a miner did for a merge."""
+    """What a miner did in time for a merge."""
     votes = [outcome.vote for outcome in merge.reductions if outcome.hotkey == hotkey]
     return MergeShare(
         num_settled=merge.num_settled,
-        num_merged=sum(each.num_merged for each in merge.contributions if each.hotkey == hotkey),
+        num_merged=_num_merged(merge, hotkey, age=0) or 0,
         num_asked=sum(vote is not ReductionVote.UNDECIDED for vote in votes),
         num_agreed=sum(vote is ReductionVote.AGREED for vote in votes),
     )
+
+
+def _num_merged(merge: MergeSettled, hotkey: Hotkey, age: int) -> int | None:
+    """Partitions whose mean holds a miner's contribution of that age; None where it has none."""
+    return next((each.num_merged for each in merge.contributions if (each.hotkey, each.age) == (hotkey, age)), None)
 
 
 def _contradict(

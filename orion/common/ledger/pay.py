@@ -4,7 +4,7 @@ import math
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey
-from orion.common.ledger.book import LedgerBook, merge_share
+from orion.common.ledger.book import LedgerBook
 from orion.common.ledger.evidence import StepLedger
 from orion.common.ledger.scoring import (
     counted_flops,
@@ -26,6 +26,7 @@ def miner_pay(book: LedgerBook, ledger: Ledger, spec: RunSpec, hotkey: Hotkey) -
     paid_until = paid_until_steps(ledger, spec).get(hotkey, -1)
     steps = [
         _paid_step(
+            book,
             outer_step,
             step,
             works.get(outer_step),
@@ -63,11 +64,17 @@ def miner_pay(book: LedgerBook, ledger: Ledger, spec: RunSpec, hotkey: Hotkey) -
 
 
 def _paid_step(
-    outer_step: int, step: StepLedger, work: WorkRecord | None, hotkey: Hotkey, *, is_failed: bool, is_waiting: bool
+    book: LedgerBook,
+    outer_step: int,
+    step: StepLedger,
+    work: WorkRecord | None,
+    hotkey: Hotkey,
+    *,
+    is_failed: bool,
+    is_waiting: bool,
 ) -> PaidStep:
     committed = step.commitments.get(hotkey)
     stage_index = work.stage_index if work is not None else committed.stage_index if committed is not None else None
-    merge = step.merges.get(stage_index) if stage_index is not None else None
     return PaidStep(
         outer_step=outer_step,
         stage_index=stage_index,
@@ -77,7 +84,7 @@ def _paid_step(
         num_receipts=step.num_receipts.get(hotkey, 0),
         num_matched=step.num_matched.get(hotkey, 0),
         num_contradictions=sum(hotkey in found.hotkeys for found in step.contradictions.found),
-        merge=merge_share(merge, hotkey) if merge is not None else None,
+        merge=book.merge_share(outer_step, stage_index, hotkey) if stage_index is not None else None,
         verdicts=tuple(
             VerdictRecord(validator=validator, verdict=verdict)
             for (validator, miner, _), verdict in sorted(step.verdicts.items(), key=lambda item: item[0])

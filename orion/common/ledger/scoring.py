@@ -8,7 +8,8 @@ outer step count as far as both ends of each transfer agree and its newest commi
 averaged them: so they are in its log, can be checked, and are in the pseudo-gradient that the log leads to. What was
 done before the log was begun anew is not.
 They count in full when its pseudo-gradient is in the mean of every partition and its bytes stand in every partition
-that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between.
+that it was to reduce; by half for each of the two where there is nothing of it, and in proportion between. A
+pseudo-gradient that came to the next merge counts there as much as it weighs: discounted by its age.
 
 Work is paid as far as it was verified: in full up to the newest outer step of the window of which a replay of the whole
 has passed, and one turn of checks further, because an honest miner must wait its turn; `unverified_factor` of it
@@ -26,6 +27,7 @@ from itertools import accumulate
 
 from orion.common.config import RunSpec
 from orion.common.ids import Hotkey, Subject
+from orion.common.protocol.age import aged
 from orion.common.protocol.records import Ledger, MergeShare, Verdict, WorkRecord
 
 ABSENT_FACTOR = 0.5
@@ -64,7 +66,7 @@ def merge_factor(merge: MergeShare | None) -> float:
     """What a miner's part in the merge leaves of its work; 1 before the merge is settled."""
     if merge is None:
         return 1.0
-    contributed = merge.num_merged / merge.num_settled if merge.num_settled else 1.0
+    contributed = aged(merge.num_merged / merge.num_settled, merge.age) if merge.num_settled else 1.0
     reduced = merge.num_agreed / merge.num_asked if merge.num_asked else 1.0
     return _between(contributed) * _between(reduced)
 

@@ -67,6 +67,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "outer_step": INT,
         "hotkey": TEXT,
         "num_microbatches": INT,
+        "age": INT,
         "num_merged": INT,
         "num_settled": INT,
         "num_partitions": INT,

@@ -18,8 +18,9 @@ from pydantic import Field, StringConstraints, TypeAdapter
 from orion.common.ids import Digest
 from orion.common.protocol.fields import (
     BATCH_MAX,
-    MINERS_MAX,
+    CONTRIBUTIONS_MAX,
     PARTITIONS_MAX,
+    Age,
     Blake3,
     Count,
     Microbatch,
@@ -102,11 +103,14 @@ class RecordsClosed(Message):
 
 
 class ContributionOutcome(Message):
-    """A pseudo-gradient that was there in time. Whoever trained and is not among these contributed nothing."""
+    """A pseudo-gradient that is in the merge. Whoever trained and is not among these, nor late among those of the next
+    outer step, contributed nothing."""
 
     hotkey: Ss58
     num_microbatches: Count
-    """Its weight in the mean."""
+    """What it counts for in the mean, before it is discounted for its age."""
+    age: Age = 0
+    """Outer steps that it came late."""
     num_merged: Count
     """Partitions whose mean holds it."""
 
@@ -140,7 +144,7 @@ class MergeSettled(Message):
     num_partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)]
     num_settled: Count
     """Partitions that have a mean; the others keep their anchor, and no contributor is blamed for these."""
-    contributions: Annotated[tuple[ContributionOutcome, ...], Field(max_length=MINERS_MAX)]
+    contributions: Annotated[tuple[ContributionOutcome, ...], Field(max_length=CONTRIBUTIONS_MAX)]
     reductions: Annotated[tuple[ReductionOutcome, ...], Field(max_length=PARTITIONS_MAX * REDUCERS_MAX)]
 
 

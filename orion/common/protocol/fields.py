@@ -5,8 +5,11 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from orion.common.ids import DataId, Digest, Hotkey, MicrobatchId
+from orion.common.protocol.age import AGE_MAX
 
 MINERS_MAX = 16_384
+CONTRIBUTIONS_MAX = MINERS_MAX * (AGE_MAX + 1)
+"""In one merge: a miner may have a late one beside that of the outer step."""
 STAGES_MAX = 512
 VALIDATORS_MAX = 1_024
 """Many times what a subnet has."""
@@ -52,6 +55,8 @@ Microbatch = Annotated[MicrobatchId, Field(ge=0, le=2**53)]
 Data = Annotated[DataId, Field(ge=0, le=2**53)]
 StageIndex = Annotated[int, Field(ge=0, lt=STAGES_MAX)]
 Step = Annotated[int, Field(ge=0, le=2**31)]
+Age = Annotated[int, Field(ge=0, le=AGE_MAX)]
+"""Outer steps that a contribution comes late."""
 Rate = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 """Bytes per second."""
 Real = Annotated[float, Field(allow_inf_nan=False)]

@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from orion.common.ids import Direction, MemberState, Outcome, Phase
+from orion.common.ids import Direction, Hotkey, MemberState, Outcome, Phase
 from orion.common.protocol.fields import (
     BATCH_MAX,
     BOUNDARY_PEERS_MAX,
+    CONTRIBUTIONS_MAX,
     LOG_ENTRIES_MAX,
     MINERS_MAX,
     OBJECT_PARTS_MAX,
@@ -24,6 +25,7 @@ from orion.common.protocol.fields import (
     STATE_PARTS_MAX,
     UPLOADS_MAX,
     VALIDATORS_MAX,
+    Age,
     Blake3,
     Cosine,
     Count,
@@ -333,6 +335,14 @@ class Contribution(Message):
     objects: Annotated[tuple[ObjectRef, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
     error_digest: Blake3 | None = None
     """Of the miner's error state after this upload (`codec.error_spec`), where the run's codec has one."""
+    age: Age = 0
+    """Outer steps between the one that it was trained in and the one that it is merged in; 0 in what its miner says.
+    Who is slow may have two in one plan, of two ages."""
+
+    @property
+    def voice(self) -> tuple[Hotkey, int]:
+        """What tells it from all others of a plan."""
+        return self.hotkey, self.age
 
 
 class PartitionPlan(Message):
@@ -354,7 +364,8 @@ class MergePlan(Message):
     is_final: bool = True
     """False while contributions are still on their way to the store: reducers may fetch what is there, and reduce
     nothing, because who is part of it, and with what weight, is not decided."""
-    contributions: Annotated[tuple[Contribution, ...], Field(min_length=1, max_length=MINERS_MAX)]
+    contributions: Annotated[tuple[Contribution, ...], Field(min_length=1, max_length=CONTRIBUTIONS_MAX)]
+    """The late ones first: they were announced before any of the others."""
     partitions: Annotated[tuple[PartitionPlan, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
 
 
@@ -363,6 +374,13 @@ class Exclusion(Message):
 
     hotkey: Ss58
     reason: Text
+    age: Age = 0
+    """Of the contribution."""
+
+    @property
+    def voice(self) -> tuple[Hotkey, int]:
+        """Which contribution of the plan it is."""
+        return self.hotkey, self.age
 
 
 class MergedPartition(Message):
@@ -372,7 +390,7 @@ class MergedPartition(Message):
     object: ObjectRef | None
     reducers: Annotated[tuple[Ss58, ...], Field(max_length=64)]
     """Those whose bytes these are."""
-    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=MINERS_MAX)] = ()
+    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=CONTRIBUTIONS_MAX)] = ()
 
 
 class Manifest(Message):
@@ -383,7 +401,15 @@ class Manifest(Message):
     outer_step: Step
     partitions: Annotated[tuple[MergedPartition, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
     contributors: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)]
+    """Whose contribution of this outer step is in it."""
     total_microbatches: Count
+    """Of all contributions in it, late ones too."""
+    late: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)] = ()
+    """Whose contribution of this outer step goes into the next merge instead, if it lies in the store by then."""
+
+    def takes(self, hotkey: Hotkey) -> bool:
+        """Whether a miner's contribution of this outer step is in this merge, or may be in the next."""
+        return hotkey in self.contributors or hotkey in self.late
 
 
 class Feed(Message):
@@ -610,7 +636,7 @@ class Uploaded(Message):
     """A miner's pseudo-gradient is encoded and on its way to the store, or lies there.
 
     Said twice. The first time commits the miner to its digests: only after all of a stage have done so can anybody read
-    a contribution, so nobody can copy another one's.
+    a contribution, so nobody can copy another one's. The second time may come an outer step late.
     """
 
     kind: Literal["uploaded"] = "uploaded"
@@ -627,7 +653,7 @@ class Reduced(Message):
     outer_step: Step
     partition_index: Annotated[int, Field(ge=0, lt=PARTITIONS_MAX)]
     object: ObjectRef
-    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=MINERS_MAX)] = ()
+    excluded: Annotated[tuple[Exclusion, ...], Field(max_length=CONTRIBUTIONS_MAX)] = ()
     is_stored: bool = True
     """False of a reducer that the plan does not name as a writer: two that agree need one copy in the store."""
 

@@ -7,17 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from orion.common.ids import MemberState, Operation, Subject
+from orion.common.ids import Digest, Hotkey, MemberState, Operation, Subject
 from orion.common.protocol.fields import (
     BATCH_MAX,
     BOUNDARY_PAGE_MAX,
     COMMITMENTS_MAX,
+    CONTRIBUTIONS_MAX,
     LOG_ENTRIES_MAX,
     MINERS_MAX,
     PARTITIONS_MAX,
     PROOF_NODES_MAX,
     STAGES_MAX,
     STALENESS_MAX,
+    Age,
     Blake3,
     Count,
     Data,
@@ -177,6 +179,13 @@ class ReducedCopy(Message):
     object: ObjectRef
     excluded: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)]
     """Whom it left out."""
+    excluded_late: Annotated[tuple[Ss58, ...], Field(max_length=MINERS_MAX)] = ()
+    """Whose late contribution it left out."""
+
+    @property
+    def content(self) -> tuple[Digest, frozenset[Hotkey], frozenset[Hotkey]]:
+        """What two copies must have in common."""
+        return self.object.digest, frozenset(self.excluded), frozenset(self.excluded_late)
 
 
 class PartitionRecord(Message):
@@ -194,11 +203,19 @@ class MergeRecord(Message):
     kind: Literal["merge_record"] = "merge_record"
     stage_index: StageIndex
     outer_step: Step
-    contributions: Annotated[tuple[Contribution, ...], Field(max_length=MINERS_MAX)]
-    """In the order in which they are added, with the weights that they have in the mean."""
+    contributions: Annotated[tuple[Contribution, ...], Field(max_length=CONTRIBUTIONS_MAX)]
+    """In the order in which they are added, with the microbatches that they count for; the late ones first."""
     partitions: Annotated[tuple[PartitionRecord, ...], Field(max_length=PARTITIONS_MAX)]
     """Empty when there was nothing, or nobody, to reduce."""
     manifest: Manifest
+    late: Annotated[tuple[Contribution, ...], Field(max_length=MINERS_MAX)] = ()
+    """Announced in this outer step and not whole in the store when its upload phase closed: those that are by then go
+    into the next merge."""
+
+    def announced_by(self, hotkey: Hotkey) -> Contribution | None:
+        """What a miner announced in this outer step, merged here or late; None where it counts in neither."""
+        own = (each for each in self.contributions if each.voice == (hotkey, 0))
+        return next(own, None) or next((each for each in self.late if each.hotkey == hotkey), None)
 
 
 class MergeQuery(Message):
@@ -219,6 +236,8 @@ class MergeShare(Message):
     """Partitions that have a mean."""
     num_merged: Count
     """Of these, those whose mean holds the miner's contribution."""
+    age: Age = 0
+    """Outer steps that its contribution came late: then both counts are of the merge that it came to."""
     num_asked: Count
     """Partitions that it was to reduce, those left out in which nobody's bytes stood."""
     num_agreed: Count

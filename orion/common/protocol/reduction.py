@@ -4,10 +4,13 @@ Pure and synchronous; miners reduce with it, validators check them with it. Owns
 
 1. What has the wrong size or layout, or is not finite, is left out.
 2. Of slices with the same values (other than all zeros) only the first in the plan's order counts: the same work must
-   not weigh twice. Nobody can copy honest work, because digests are committed before anybody can read a slice.
-3. Among three or more, a norm above `NORM_RATIO_MAX` × the median is left out, and one above `NORM_CLIP_RATIO` × the
-   median is scaled down to that.
-4. What is left is averaged by the run's rule: weighted by microbatches, or trimmed value by value.
+   not weigh twice. Nobody can copy honest work, because digests are committed before anybody can read a slice, and late
+   slices, which may be read before the others are announced, come first in the plan.
+3. Weights are microbatches, discounted by age (`age`). Two slices of one miner, of which one is late, are joined first,
+   to their weighted mean: each miner has one voice in what follows, or being late would double it.
+4. Among three voices or more, a norm above `NORM_RATIO_MAX` × the median is left out, and one above `NORM_CLIP_RATIO` ×
+   the median is scaled down to that.
+5. What is left is averaged by the run's rule: weighted, or trimmed value by value.
 
 The same bytes give the same mean and the same exclusions everywhere: everything runs in fp32 on the host, in the plan's
 order, and norms are the same to the last bit on every device.
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from orion.common.ids import Hotkey
+from orion.common.protocol.age import aged
 from orion.common.protocol.codec import Body, body_size, decode, encode
 from orion.common.protocol.messages import Contribution, Exclusion, ObjectRef
 from orion.common.protocol.refusals import RefusedError
@@ -31,9 +35,9 @@ from orion.common.train.outer import contribution_norm, trimmed_mean, weighted_m
 from orion.common.train.partition import partition_bounds, select_contributions
 
 MeanRule = Literal["weighted", "trimmed"]
-"""How a mean is made of what counts. `weighted`: by microbatches. `trimmed`: of `TRIM_CONTRIBUTORS_MIN` or more, each
-value's smallest and largest `TRIM_SHARE` are left out and the others count alike, so that no minority of that share
-moves any value beyond what honest contributors say; of fewer as `weighted`."""
+"""How a mean is made of what counts. `weighted`: by microbatches and age. `trimmed`: of `TRIM_CONTRIBUTORS_MIN` or
+more, each value's smallest and largest `TRIM_SHARE` are left out and the others count alike, so that no minority of
+that share moves any value beyond what honest contributors say; of fewer as `weighted`."""
 
 SliceCodec = CodecName | PseudoGradientCodec
 """A codec by name, or one that is made for its partition (`orion.common.train.slice_codec`)."""
@@ -59,9 +63,19 @@ class Slice:
 
     hotkey: Hotkey
     num_microbatches: int
-    """Its weight."""
+    """That it counts for."""
     body: bytearray | None
     """None: its size is not that of this partition, so it was not fetched."""
+    age: int = 0
+    """Outer steps that it comes late."""
+
+    @property
+    def weight(self) -> float:
+        return aged(float(self.num_microbatches), self.age)
+
+
+Place = int
+"""Of a contribution in its plan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,22 +94,22 @@ def slice_spec(codec: SliceCodec, num_values: int) -> dict[str, TensorSpec]:
 
 def slice_refs(
     codec: SliceCodec, num_values: int, contributions: Sequence[Contribution], partition_index: int
-) -> dict[Hotkey, ObjectRef]:
+) -> dict[Place, ObjectRef]:
     """The objects of a partition of so many values that are worth fetching: those of the right size."""
     size_bytes = body_size(slice_spec(codec, num_values))
     return {
-        contribution.hotkey: contribution.objects[partition_index]
-        for contribution in contributions
+        place: contribution.objects[partition_index]
+        for place, contribution in enumerate(contributions)
         if partition_index < len(contribution.objects)
         and contribution.objects[partition_index].size_bytes == size_bytes
     }
 
 
-def slices_in_order(contributions: Sequence[Contribution], bodies: Mapping[Hotkey, bytearray]) -> list[Slice]:
+def slices_in_order(contributions: Sequence[Contribution], bodies: Mapping[Place, bytearray]) -> list[Slice]:
     """What is reduced: every contribution in the plan's order, without a body where none was worth fetching."""
     return [
-        Slice(contribution.hotkey, contribution.num_microbatches, bodies.get(contribution.hotkey))
-        for contribution in contributions
+        Slice(contribution.hotkey, contribution.num_microbatches, bodies.get(place), contribution.age)
+        for place, contribution in enumerate(contributions)
     ]
 
 
@@ -148,8 +162,8 @@ def reduce_partition(
     codec: SliceCodec, num_values: int, slices: Sequence[Slice], rule: MeanRule = "weighted"
 ) -> Reduction:
     """The mean of the slices, in the given order, without those that are unfit."""
-    reasons: dict[int, str] = {}
-    values: dict[int, Tensor] = {}
+    reasons: dict[Place, str] = {}
+    values: dict[Place, Tensor] = {}
     for place, part in enumerate(slices):
         decoded = decode_slice(codec, num_values, part.body)
         if isinstance(decoded, str):
@@ -160,26 +174,56 @@ def reduce_partition(
     for place in _duplicates(norms, values):
         reasons[place] = DUPLICATE
         del norms[place]
-    selection = select_contributions(norms, NORM_RATIO_MAX, NORM_CLIP_RATIO)
-    reasons.update(selection.rejected)
+    voices = _voices(slices, values, norms)
+    selection = select_contributions({voice.places[0]: voice.norm for voice in voices}, NORM_RATIO_MAX, NORM_CLIP_RATIO)
+    for voice in voices:
+        if voice.places[0] in selection.rejected:
+            reasons.update(dict.fromkeys(voice.places, selection.rejected[voice.places[0]]))
     excluded = tuple(
-        Exclusion(hotkey=part.hotkey, reason=reasons[place][:500])
+        Exclusion(hotkey=part.hotkey, age=part.age, reason=reasons[place][:500])
         for place, part in enumerate(slices)
         if place in reasons
     )
     if not selection.accepted:
         return Reduction(None, excluded)
     weighted = [
-        (float(slices[place].num_microbatches), _scaled(values[place], selection.scales.get(place)))
-        for place in selection.accepted
+        (voice.weight, _scaled(voice.values_N, selection.scales.get(voice.places[0])))
+        for voice in voices
+        if voice.places[0] not in selection.rejected
     ]
     return Reduction(encode({"mean": _mean(weighted, rule)}), excluded)
 
 
-def _duplicates(norms: Mapping[int, float], values: Mapping[int, Tensor]) -> list[int]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Voice:
+    """All that one miner says."""
+
+    places: tuple[Place, ...]
+    weight: float
+    values_N: Tensor
+    norm: float
+
+
+def _voices(slices: Sequence[Slice], values: Mapping[Place, Tensor], norms: Mapping[Place, float]) -> list[_Voice]:
+    """The slices that have norms, those of one miner joined, in the order of each one's first."""
+    by_hotkey: dict[Hotkey, list[Place]] = {}
+    for place in norms:
+        by_hotkey.setdefault(slices[place].hotkey, []).append(place)
+    voices: list[_Voice] = []
+    for places in by_hotkey.values():
+        parts = [(slices[place].weight, values[place]) for place in places]
+        if len(places) == 1:
+            voices.append(_Voice(tuple(places), *parts[0], norms[places[0]]))
+            continue
+        joined_N = weighted_mean_in_order(parts)
+        voices.append(_Voice(tuple(places), sum(weight for weight, _ in parts), joined_N, contribution_norm(joined_N)))
+    return voices
+
+
+def _duplicates(norms: Mapping[Place, float], values: Mapping[Place, Tensor]) -> list[Place]:
     """Places of slices that say what an earlier one says. Zeros say nothing."""
-    first_with: dict[float, list[int]] = {}
-    found: list[int] = []
+    first_with: dict[float, list[Place]] = {}
+    found: list[Place] = []
     for place, norm in norms.items():
         earlier = first_with.setdefault(norm, [])
         if norm > 0 and any(torch.equal(values[place], values[other]) for other in earlier):
