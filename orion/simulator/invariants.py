@@ -15,13 +15,14 @@ from orion.common.ids import Digest, Hotkey, MicrobatchId, Outcome, Phase
 from orion.common.model.params import stage_num_params
 from orion.common.protocol.codec import Body
 from orion.common.protocol.messages import (
+    Contribution,
     Manifest,
     ManifestQuery,
     MergePlan,
     Report,
     StageState,
 )
-from orion.common.protocol.records import LedgerQuery
+from orion.common.protocol.records import LedgerQuery, MergeQuery
 from orion.common.protocol.reduction import Slice, reduce_partition
 from orion.common.train.partition import partition_bounds
 from orion.common.train.slice_codec import slice_codec
@@ -49,6 +50,8 @@ class Truth:
     """By miner, stage and outer step."""
     anchors: dict[tuple[int, int], Digest] = field(default_factory=dict)
     """By stage and outer step: what the first replica that got there holds."""
+    merged: dict[tuple[Hotkey, int, int], int] = field(default_factory=dict)
+    """By miner, stage and outer step of what was uploaded: the outer step whose merge it is part of."""
 
 
 class Invariants:
@@ -78,6 +81,10 @@ class Invariants:
         self._places: dict[int, tuple[int, int]] = {}
         """The furthest outer step and phase of each stage."""
         self._manifests: dict[int, list[Manifest]] = {}
+        self._late: dict[int, tuple[Contribution, ...]] = {}
+        """What each stage's newest merge names as late."""
+        self._late_there: dict[int, set[Hotkey]] = {}
+        """Whose late contribution was whole in the store when each stage's newest upload phase began."""
         self._plans: dict[int, MergePlan] = {}
         """The newest that each stage's reducers were given."""
 
@@ -246,6 +253,8 @@ class Invariants:
             place = (stage.outer_step, PHASE_ORDER[stage.phase])
             before = self._places.get(stage.stage_index, place)
             assert before <= place, f"3: stage {stage.stage_index} went back from {before} to {place}"
+            if before < place and stage.phase is Phase.UPLOAD:
+                self._note_late(stage)
             self._places[stage.stage_index] = place
 
     def _check_deadlines(self) -> None:
@@ -268,6 +277,7 @@ class Invariants:
             )
             for manifest in host.core.manifests(query).manifests:
                 self._check_manifest(manifest)
+                self._check_uploads(host, manifest)
                 known.append(manifest)
 
     def _check_manifest(self, manifest: Manifest) -> None:
@@ -281,6 +291,34 @@ class Invariants:
                 mean = self._honest_mean(manifest, merged.partition_index)
                 is_honest = mean is not None and mean.digest == merged.object.digest
                 assert is_honest, f"{where}: partition {merged.partition_index} is not the mean of its contributions"
+
+    def _check_uploads(self, host: OrchestratorHost, manifest: Manifest) -> None:
+        """What a miner uploaded is merged once at most, in its outer step or the next one; and what was late is, if it
+        was whole in the store when the next upload phase began. (With faults nobody may have been there to see it.)"""
+        where = f"5: merge of stage {manifest.stage_index}, outer step {manifest.outer_step}"
+        record = host.core.merge(MergeQuery(stage_index=manifest.stage_index, outer_step=manifest.outer_step))
+        for contribution in record.contributions:
+            upload = (contribution.hotkey, manifest.stage_index, manifest.outer_step - contribution.age)
+            assert upload not in self.truth.merged, f"{where}: {upload} was in that of {self.truth.merged[upload]}"
+            self.truth.merged[upload] = manifest.outer_step
+        late = self._late.pop(manifest.stage_index, ())
+        self._late[manifest.stage_index] = record.late
+        if self._swarm.scenario.faults or not record.contributions:
+            return
+        there = self._late_there.pop(manifest.stage_index, set())
+        for contribution in late:
+            is_there = contribution.hotkey in there
+            is_in = (contribution.hotkey, 1) in {each.voice for each in record.contributions}
+            assert is_in or not is_there, f"{where}: the late upload of {contribution.hotkey} is thrown away"
+
+    def _note_late(self, stage: StageState) -> None:
+        """What is late and whole in the store now."""
+        store = self._swarm.world.store
+        self._late_there[stage.stage_index] = {
+            contribution.hotkey
+            for contribution in self._late.get(stage.stage_index, ())
+            if all(store.is_durable(ref) for ref in contribution.objects)
+        }
 
     def _honest_mean(self, manifest: Manifest, partition_index: int) -> Body | None:
         """What an honest reducer makes of the contributions, weighed as the plan says."""

@@ -252,7 +252,7 @@ def test_the_upload_is_told_until_it_is_acknowledged() -> None:
     assert notices(driver.handle(Ticked(), after_s=60)) == []
 
 
-def test_an_upload_that_failed_is_repeated_while_the_phase_lasts() -> None:
+def test_an_upload_that_failed_is_repeated_for_as_long_as_it_can_be_merged() -> None:
     driver = Driver(0, num_stages=1)
     committed_and_encoded(driver)
 
@@ -261,7 +261,43 @@ def test_an_upload_that_failed_is_repeated_while_the_phase_lasts() -> None:
     driver.world.set_phase(Phase.MERGE, 0)
     driver.tell()
     driver.handle(UploadEnded(0, False))
-    assert driver.handle(Ticked(), after_s=30) == []
+    assert driver.handle(Ticked(), after_s=30) == [UploadPseudoGradient(0, OBJECTS)], "it may be late"
+    driver.handle(UploadEnded(0, False))
+    driver.world.manifest = manifest_of(driver, 0).model_copy(update={"contributors": ()})
+    driver.tell()
+    assert driver.handle(Ticked(), after_s=30) == [], "it is not"
+
+
+def applied_without(driver: Driver) -> None:
+    """The manifest names this miner as late, and it stands at the next anchor; its upload is under way."""
+    committed_and_encoded(driver)
+    driver.world.set_phase(Phase.MERGE, 0)
+    driver.world.manifest = manifest_of(driver, 0).model_copy(update={"contributors": (), "late": (driver.me,)})
+    assert ApplyManifest(driver.world.manifest) in driver.tell()
+    driver.handle(ApplyEnded(0, NEXT_DIGEST))
+    driver.world.set_phase(Phase.TRAIN, 1)
+    driver.tell()
+
+
+def test_what_is_late_is_uploaded_while_the_next_outer_step_trains() -> None:
+    driver = Driver(0, num_stages=1)
+    applied_without(driver)
+    driver.handle(UploadEnded(0, False))
+    assert UploadPseudoGradient(0, OBJECTS) in driver.handle(Ticked(), after_s=1)
+    uploaded = Uploaded(outer_step=0, contribution=Contribution(hotkey=driver.me, num_microbatches=4, objects=OBJECTS))
+    assert uploaded in notices(driver.handle(UploadEnded(0, True)))
+    driver.handle(NoticeEnded(uploaded, SendOutcome.UNREACHABLE))
+    assert uploaded in notices(driver.handle(Ticked(), after_s=1)), "told until it is acknowledged"
+
+
+def test_what_is_late_is_too_old_once_the_next_merge_has_begun() -> None:
+    driver = Driver(0, num_stages=1)
+    applied_without(driver)
+    driver.handle(UploadEnded(0, False))
+    driver.world.set_phase(Phase.MERGE, 1)
+    driver.tell()
+    effects = driver.handle(Ticked(), after_s=30)
+    assert not [effect for effect in effects if isinstance(effect, UploadPseudoGradient)]
 
 
 def test_who_did_nothing_says_so_and_uploads_nothing() -> None:

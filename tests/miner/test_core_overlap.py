@@ -161,6 +161,29 @@ def test_who_was_left_out_begins_the_outer_step_anew_at_its_anchor() -> None:
     assert found == [Operation.BEGIN_AHEAD, Operation.FORWARD, Operation.BEGIN_ANEW, Operation.FORWARD]
 
 
+def test_who_is_late_takes_in_the_merge_and_uploads_what_follows_after_what_is_late() -> None:
+    driver = ahead()
+    run(driver, 1, 20, 21)
+    driver.all_reports()
+    driver.world.set_phase(Phase.MERGE, 0)
+    driver.world.manifest = manifest_of(driver, 0, hotkey_of(0, 1)).model_copy(update={"late": (driver.me,)})
+    assert FetchMerged(driver.world.manifest) in driver.tell()
+    assert jobs(driver.handle(MergedFetched(0, NEXT_DIGEST))) == [TakeMerged(0)]
+    driver.handle(ComputeEnded(MergedTaken(0)))
+    driver.world.set_phase(Phase.UPLOAD, 1)
+    assert EncodePseudoGradient(1, adds_error=True) in jobs(driver.tell())
+    driver.all_reports()
+    following = tuple(object_of(f"next{index}") for index in range(3))
+    effects = driver.handle(ComputeEnded(PseudoGradientEncoded(1, following, goes_on=True)))
+    effects += driver.handle(Ticked(), after_s=10.0)
+    driver.all_reports()
+    effects += driver.tell()
+    told = [notice for notice in notices(effects) if isinstance(notice, Uploaded) and notice.outer_step == 1]
+    assert told and not any(notice.is_stored for notice in told), "announced at once"
+    assert UploadPseudoGradient(1, following) not in effects, "and uploaded in its turn"
+    assert UploadPseudoGradient(1, following) in driver.handle(UploadEnded(0, succeeded=True))
+
+
 def test_nobody_goes_on_from_a_pseudo_gradient_that_could_not_be_encoded() -> None:
     driver = Driver(0, 1, sync="overlapped")
     driver.start()

@@ -118,9 +118,10 @@ LIMITS = {"transfer_grace_s": 10.0, "train_s": 100.0, "microbatch_s": 30.0, "mem
 class TestOwnDeadlines:
     """The grace is 10 s; over the slowest link an upload may take 90 s more."""
 
-    def uploading(self, rates_bytes_per_s: dict[Hotkey, float]) -> World:
+    def uploading(self, rates_bytes_per_s: dict[Hotkey, float], **changes: object) -> World:
         floor = stage_figures(make_spec(num_stages=1))[0].num_params * 4 / 90.0
-        spec = make_spec(num_stages=1, replicas=3, time_limits=LIMITS | {"bandwidth_floor_bytes_per_s": floor})
+        limits = LIMITS | {"bandwidth_floor_bytes_per_s": floor}
+        spec = make_spec(num_stages=1, replicas=3, time_limits=limits, **changes)
         world = World(spec)
         world.start()
         for hotkey, rate in rates_bytes_per_s.items():
@@ -141,8 +142,18 @@ class TestOwnDeadlines:
         assert world.phases == [(Phase.MERGE, 0)]
         assert world.notices(f"upload cut short, without {A2}")
 
-    def test_whose_link_is_slow_or_not_known_is_waited_for_longer(self) -> None:
+    def test_whose_link_is_slow_or_not_known_is_waited_for_as_long_as_the_usual_peer(self) -> None:
         world = self.uploading(dict.fromkeys((A0, A1), 1e9))
+        announced = [announce(world, hotkey) for hotkey in (A0, A1, A2)]
+        for uploaded in announced[:2]:
+            arrive(world, uploaded)
+        world.wait(9.0, A0, A1, A2)
+        assert world.phases == [(Phase.UPLOAD, 0)]
+        world.wait(2.0, A0, A1, A2)
+        assert [item.hotkey for item in plan_of(world).contributions] == [A0, A1]
+
+    def test_what_has_no_merge_after_it_is_waited_for_as_long_as_its_link_needs(self) -> None:
+        world = self.uploading(dict.fromkeys((A0, A1), 1e9), outer_steps=1)
         announced = [announce(world, hotkey) for hotkey in (A0, A1, A2)]
         for uploaded in announced[:2]:
             arrive(world, uploaded)

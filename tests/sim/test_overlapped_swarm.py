@@ -90,7 +90,7 @@ class _Unlucky(MinerHost):
         return _NeverUploadsOne(orchestrator)
 
 
-def test_who_was_left_out_of_a_merge_begins_anew_and_is_blamed_for_nothing() -> None:
+def test_what_follows_from_an_upload_that_never_came_is_begun_anew_and_nobody_is_blamed() -> None:
     scenario = overlapped(outer_steps=4, inner_steps=8, checks_per_outer_step=6, whole_share=1.0, cheats={2: _Unlucky})
     hasty = scenario.spec.time_limits.model_copy(update={"transfer_grace_s": 1.0})
     scenario = replace(scenario, spec=scenario.spec.model_copy(update={"time_limits": hasty}))
@@ -98,7 +98,11 @@ def test_who_was_left_out_of_a_merge_begins_anew_and_is_blamed_for_nothing() -> 
     status = watched(swarm, SEED).status
     assert any("upload cut short" in notice for notice in status.notices)
     assert status.num_verdicts_failed == 0
+    assert any("too old" in notice for notice in status.notices)
     done = operations(swarm, 2, 2)
+    assert done[0] is Operation.BEGIN_AHEAD
+    assert Operation.TAKE_MERGED in done, "it might still have come"
+    done = operations(swarm, 2, 3)
     assert done[0] is Operation.BEGIN_AHEAD
     assert Operation.BEGIN_ANEW in done
     assert Operation.TAKE_MERGED not in done

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orion.common.ids import Hotkey
+from orion.common.protocol.age import AGE_MAX
 from orion.common.protocol.codec import decode, encode, mean_spec
 from orion.common.protocol.reduction import (
     DUPLICATE,
@@ -32,8 +33,8 @@ def values(seed: int, scale: float = 1.0) -> Tensor:
     return torch.randn(N, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def slice_of(replica: int, values_N: Tensor, weight: int = 4, codec: CodecName = "none") -> Slice:
-    return Slice(hotkey_of(replica), weight, bytearray(encode_slice(codec, values_N).tobytes()))
+def slice_of(replica: int, values_N: Tensor, weight: int = 4, codec: CodecName = "none", age: int = 0) -> Slice:
+    return Slice(hotkey_of(replica), weight, bytearray(encode_slice(codec, values_N).tobytes()), age)
 
 
 def mean_of(reduction: Reduction) -> Tensor:
@@ -190,3 +191,46 @@ def test_a_slice_has_the_size_that_its_spec_says(codec: CodecName) -> None:
     body = encode_slice(codec, values(1))
 
     assert decode(body.tobytes(), slice_spec(codec, N), body.size_bytes).keys() == slice_spec(codec, N).keys()
+
+
+@settings(max_examples=25, deadline=None)
+@given(weights=st.lists(st.integers(1, 1000), min_size=2, max_size=2), age=st.integers(0, AGE_MAX))
+def test_what_is_late_weighs_less_and_lengthens_no_step(weights: list[int], age: int) -> None:
+    slices = [slice_of(0, values(1), weights[0], age=age), slice_of(1, values(2), weights[1])]
+    mean_N = mean_of(reduce_partition("none", N, slices))
+
+    discounted = weights[0] * 0.5**age
+    share = discounted / (discounted + weights[1])
+    torch.testing.assert_close(mean_N, values(1) * share + values(2) * (1 - share), rtol=1e-5, atol=1e-6)
+    longest = max(contribution_norm(values(1)), contribution_norm(values(2)))
+    assert contribution_norm(mean_N) <= longest * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("age", [0, AGE_MAX])
+def test_the_same_age_for_all_changes_nothing(age: int) -> None:
+    slices = [slice_of(replica, values(replica), 3 + replica, age=age) for replica in range(3)]
+    timely = [slice_of(replica, values(replica), 3 + replica) for replica in range(3)]
+    assert torch.equal(mean_of(reduce_partition("none", N, slices)), mean_of(reduce_partition("none", N, timely)))
+
+
+def test_a_late_one_and_a_timely_one_of_a_miner_are_one_voice() -> None:
+    # Two miners of five that are late on purpose would else be four voices of seven, and set the median.
+    loud = [slice_of(replica, values(replica, 100.0), age=1) for replica in range(2)]
+    loud += [slice_of(replica, values(10 + replica, 100.0)) for replica in range(2)]
+    quiet = [slice_of(replica, values(replica)) for replica in range(2, 5)]
+
+    reduction = reduce_partition("none", N, [*loud, *quiet])
+
+    assert {exclusion.voice for exclusion in reduction.excluded} == {
+        (hotkey_of(0), 0),
+        (hotkey_of(0), 1),
+        (hotkey_of(1), 0),
+        (hotkey_of(1), 1),
+    }
+    assert torch.equal(mean_of(reduction), mean_of(reduce_partition("none", N, quiet)))
+
+
+def test_a_miner_s_own_late_work_repeated_counts_once() -> None:
+    slices = [slice_of(0, values(1), age=1), slice_of(0, values(1)), slice_of(1, values(2))]
+    reduction = reduce_partition("none", N, slices)
+    assert [(exclusion.voice, exclusion.reason) for exclusion in reduction.excluded] == [((hotkey_of(0), 0), DUPLICATE)]
