@@ -25,6 +25,7 @@ SLOW = 2
 UPLOAD_S = 1.5
 """What a pseudo-gradient takes over the slow link: more than the usual time and the grace, less than an outer step."""
 GRACE_S = 1.0
+OUTER_STEPS = 3
 
 
 class _SlowUplink(SimulatedObjects):
@@ -36,10 +37,10 @@ class _SlowUplink(SimulatedObjects):
         self._began_s: dict[str, float] = {}
 
     async def put_many(self, bodies: Mapping[str, Body]) -> list[ObjectRef]:
-        for key in bodies:
-            began_s = self._began_s.setdefault(key, self._clock.now_s())
-            if "pseudo-gradient" in key and self._clock.now_s() < began_s + UPLOAD_S:
-                raise TransportError("still on its way")
+        now_s = self._clock.now_s()
+        began_s = [self._began_s.setdefault(key, now_s) for key in bodies if "pseudo-gradient" in key]
+        if began_s and now_s < max(began_s) + UPLOAD_S:
+            raise TransportError("still on its way")
         return await super().put_many(bodies)
 
 
@@ -49,16 +50,15 @@ class _Slow(MinerHost):
 
 
 def scenario_of(**fields: Any) -> Scenario:
-    scenario = calm(
-        outer_steps=4, inner_steps=12, checks_per_outer_step=6, whole_share=1.0, cheats={SLOW: _Slow}, **fields
-    )
+    fields = {"num_stages": 2, "outer_steps": OUTER_STEPS, "inner_steps": 6, "checks_per_outer_step": 4} | fields
+    scenario = calm(whole_share=1.0, cheats={SLOW: _Slow}, **fields)
     limits = scenario.spec.time_limits.model_copy(update={"transfer_grace_s": GRACE_S})
     return replace(scenario, spec=scenario.spec.model_copy(update={"time_limits": limits}))
 
 
 def records(swarm: Swarm) -> list[MergeRecord]:
     """Of the slow miner's stage."""
-    query = [MergeQuery(stage_index=1, outer_step=outer_step) for outer_step in range(4)]
+    query = [MergeQuery(stage_index=1, outer_step=outer_step) for outer_step in range(OUTER_STEPS)]
     return [swarm.orchestrator.core.merge(each) for each in query]
 
 
@@ -74,13 +74,13 @@ def check(swarm: Swarm) -> None:
     status = watched(swarm, SEED).status
     slow = swarm.hotkeys[SLOW]
     merges = records(swarm)
-    for record in merges[:3]:
+    for record in merges[:-1]:
         assert slow in record.manifest.late and slow not in record.manifest.contributors
     for record in merges[1:]:
         assert record.contributions[0].voice == (slow, 1), "merged one outer step later"
     assert status.anchors_equal
     assert status.num_verdicts_failed == 0
-    assert status.num_checks > 0
+    assert swarm.orchestrator.core.pay(slow).verified_outer_step is not None, "its whole outer steps are replayed"
     first, last = losses(swarm)
     assert last < first
 
@@ -90,19 +90,12 @@ def test_what_always_comes_late_is_merged_an_outer_step_later_and_replays(sync: 
     swarm = Swarm(scenario_of(sync=sync), SEED)
     check(swarm)
     if sync == "overlapped":
-        for outer_step in (1, 2, 3):
+        for outer_step in (1, 2):
             log = swarm.miners[SLOW].core.committed_log(outer_step)
             assert log is not None
             done = [entry.operation for entry in log]
             assert done[0] is Operation.BEGIN_AHEAD
             assert Operation.TAKE_MERGED in done and Operation.BEGIN_ANEW not in done, "what was begun ahead is kept"
-
-
-def test_its_whole_outer_steps_are_verified() -> None:
-    swarm = Swarm(scenario_of(), SEED)
-    check(swarm)
-    verified = swarm.orchestrator.core.pay(swarm.hotkeys[SLOW]).verified_outer_step
-    assert verified is not None
 
 
 @pytest.mark.parametrize("phase", [Phase.MERGE, Phase.TRAIN])
