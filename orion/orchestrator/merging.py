@@ -28,7 +28,7 @@ from orion.common.train.partition import assign_reducers, partition_bounds
 from orion.orchestrator import late
 from orion.orchestrator.checkpoints import begin_finishing, leave_anchor
 from orion.orchestrator.leases import REPORT_SLACK_S
-from orion.orchestrator.merge import Ask, PartitionMerge, Situation, Write, decide, unchanged, votes
+from orion.orchestrator.merge import COPIES_TO_SETTLE, Ask, PartitionMerge, Situation, Write, decide, unchanged, votes
 from orion.orchestrator.retention import forget_old
 from orion.orchestrator.stages import NEVER_S, Applying, Reducing, StageProgress, Training, Uploading
 from orion.orchestrator.state import RunState
@@ -165,7 +165,7 @@ def _weighed(state: RunState, stage: StageProgress, contribution: Contribution) 
 
 def _assigned(state: RunState, stage: StageProgress) -> list[PartitionMerge]:
     """Every partition with two reducers, of whom the first is to write; none where there is nobody to reduce."""
-    candidates = _candidates(state, stage)
+    candidates = _reducers(state, stage)
     if not candidates:
         return []
     assignments = assign_reducers(
@@ -188,7 +188,7 @@ def _assigned(state: RunState, stage: StageProgress) -> list[PartitionMerge]:
 def _begin_reduce(
     state: RunState, stage: StageProgress, contributions: tuple[Contribution, ...], partitions: list[PartitionMerge]
 ) -> None:
-    candidates = _candidates(state, stage)
+    candidates = _reducers(state, stage)
     if not contributions or not candidates or not partitions:
         why = "nobody is there to reduce" if contributions else "no contribution"
         state.notice(f"{_where(stage)}: {why}; anchor kept")
@@ -204,7 +204,7 @@ def _begin_reduce(
         hotkey: figures.reduce_s(len(contributions), len(candidates), *_rates(state, hotkey)) for hotkey in candidates
     }
     for partition, anew in zip(partitions, _assigned(state, stage), strict=True):
-        # Who has gone or was barred since it was drawn has done nothing yet, so nothing is to be decided about it.
+        # Who has gone, was barred or is late since it was drawn has done nothing yet: there is nothing to decide on it.
         partition.reducers = [hotkey for hotkey in partition.reducers if hotkey in candidates] or anew.reducers
         partition.asked_s = dict.fromkeys(partition.reducers, now_s)
         partition.writers = {partition.reducers[0]: now_s}
@@ -218,6 +218,14 @@ def _candidates(state: RunState, stage: StageProgress) -> list[Hotkey]:
     """Who may reduce; those who are still fetching an anchor have better things to do."""
     members = state.memory.membership.heard(stage.stage_index, MemberState.ACTIVE, MemberState.READY)
     return [member.hotkey for member in members]
+
+
+def _reducers(state: RunState, stage: StageProgress) -> list[Hotkey]:
+    """Who is to reduce: not who is late with an upload, where two others are there. Its link has enough to carry, and
+    everybody would wait for its means."""
+    candidates = _candidates(state, stage)
+    timely = [hotkey for hotkey in candidates if hotkey not in stage.late]
+    return timely if len(timely) >= COPIES_TO_SETTLE else candidates
 
 
 def _advance_reduce(state: RunState, stage: StageProgress, reducing: Reducing) -> bool:
@@ -248,7 +256,7 @@ def _advance_partition(
         if decision is None:
             return
         if isinstance(decision, Ask):
-            substitute = _substitute(state, reducing, partition, situation)
+            substitute = _substitute(state, stage, reducing, partition, situation)
             state.notice(f"{where}: {decision.reason}; {substitute} reduces it too")
             partition.reducers.append(substitute)
             partition.asked_s[substitute] = partition.writers[substitute] = situation.now_s
@@ -266,12 +274,16 @@ def _advance_partition(
         state.changed()
 
 
-def _substitute(state: RunState, reducing: Reducing, partition: PartitionMerge, situation: Situation) -> Hotkey:
-    """The candidate with the fewest partitions to reduce; among equals a draw decides."""
+def _substitute(
+    state: RunState, stage: StageProgress, reducing: Reducing, partition: PartitionMerge, situation: Situation
+) -> Hotkey:
+    """The candidate with the fewest partitions to reduce, who is late only where nobody else is there; among equals a
+    draw decides."""
     fresh = [hotkey for hotkey in situation.candidates if hotkey not in partition.reducers]
     return min(
         fresh,
         key=lambda hotkey: (
+            hotkey in stage.late,
             sum(hotkey in other.reducers for other in reducing.partitions),
             state.draw(f"substitute {partition.partition_index} {hotkey}"),
         ),

@@ -66,6 +66,12 @@ def planned(world: World) -> list[tuple[Hotkey, int]]:
     return voices(plan.contributions)
 
 
+def reducers(world: World) -> set[Hotkey]:
+    plan = world.plan(0)
+    assert plan is not None and plan.is_final
+    return {hotkey for each in plan.partitions for hotkey in each.reducers}
+
+
 def voices(contributions: tuple[Contribution, ...]) -> list[tuple[Hotkey, int]]:
     return [each.voice for each in contributions]
 
@@ -90,6 +96,18 @@ def test_what_is_late_is_named_and_goes_into_the_next_merge_before_all_others() 
     close_upload(world)
     plan = world.plan(0)
     assert plan is not None and voices(plan.contributions) == [(A0, 0), (A1, 0), (A2, 0)], "merged once"
+
+
+def test_who_is_late_reduces_nothing_while_two_others_can() -> None:
+    world, uploaded = closing(quorum=0.3)
+    assert reducers(world) == {A0, A1}
+    world.merge(0)
+    arrive(world, A2, uploaded)
+    close_upload(world, A2)
+    assert reducers(world) == {A0, A1}
+    world.merge(0)
+    close_upload(world, A1, A2)
+    assert reducers(world) & {A1, A2}, "nobody reduces alone"
 
 
 def test_it_may_arrive_while_its_own_merge_is_under_way_and_waits_for_the_next() -> None:
