@@ -135,6 +135,7 @@ class RunState:
         self.memory = Memory(
             spec.num_stages, spec.first_outer_step, first_digest(spec.digest), draw_seed, spec.outer_steps
         )
+        self.memory.ledger.is_overlapped = spec.sync == "overlapped"
         begin_from_checkpoint(self.memory, spec)
         self.outbox: list[Effect] = []
         self.feed_changed = False

@@ -56,6 +56,8 @@ class LedgerBook:
     num_stages: int
     first_outer_step: int = 0
     """Of the run."""
+    is_overlapped: bool = False
+    """Outer steps begin ahead of the merge before them."""
     steps: dict[int, StepLedger] = field(default_factory=dict)
     outer_step: int = field(init=False)
     """The newest."""
@@ -329,16 +331,43 @@ class LedgerBook:
     def _work_record(
         self, outer_step: int, step: StepLedger, hotkey: Hotkey, stage_index: int, flops: float
     ) -> WorkRecord:
-        committed = step.commitments.get(hotkey)
-        is_covered = committed is not None and committed.stage_index == stage_index
         return WorkRecord(
             hotkey=hotkey,
             stage_index=stage_index,
             outer_step=outer_step,
             num_microbatches=step.num_credited[(hotkey, stage_index)],
-            num_committed=committed.commitment.num_contributed if committed is not None and is_covered else 0,
+            num_committed=self.num_checkable(outer_step, stage_index, hotkey),
             merge=self.merge_share(outer_step, stage_index, hotkey),
             flops=flops,
+        )
+
+    def num_checkable(self, outer_step: int, stage_index: int, hotkey: Hotkey) -> int:
+        """How many passes a miner's newest commitment lets anybody check: those since its log was last begun anew, and
+        none where the log begins at something that was never shown."""
+        committed = self._step(outer_step).commitments.get(hotkey)
+        if committed is None or committed.stage_index != stage_index:
+            return 0
+        return committed.commitment.num_contributed if self._has_beginning(outer_step, stage_index, hotkey) else 0
+
+    def _has_beginning(self, outer_step: int, stage_index: int, hotkey: Hotkey) -> bool:
+        """Whether anybody can tell where a miner's outer step began.
+
+        In overlapped runs that is where its upload of the outer step before leads. If that is in no merge, neither in
+        time nor late, nobody has it; then the orchestrator takes no contribution that follows from it either, so one
+        that was taken shows that its miner had begun anew.
+        """
+        before, at = self.steps.get(outer_step - 1), self._step(outer_step).merges.get(stage_index)
+        merged_before = before.merges.get(stage_index) if before is not None else None
+        if not self.is_overlapped or before is None or merged_before is None or at is None:
+            return True
+        following = self.steps.get(outer_step + 1)
+        later = following.merges.get(stage_index) if following is not None else None
+        return (
+            not merged_before.num_settled
+            or (hotkey, stage_index) not in before.num_credited
+            or _num_merged(merged_before, hotkey, age=0) is not None
+            or any(each.hotkey == hotkey for each in at.contributions)
+            or (later is not None and _num_merged(later, hotkey, age=1) is not None)
         )
 
     def merge_share(self, outer_step: int, stage_index: int, hotkey: Hotkey) -> MergeShare | None:

@@ -79,7 +79,7 @@ def _paid_step(
         outer_step=outer_step,
         stage_index=stage_index,
         num_credited=work.num_microbatches if work is not None else 0,
-        num_committed=committed.commitment.num_contributed if committed is not None else 0,
+        num_committed=book.num_checkable(outer_step, stage_index, hotkey) if stage_index is not None else 0,
         counted_flops=counted_flops(work) if work is not None else 0.0,
         num_receipts=step.num_receipts.get(hotkey, 0),
         num_matched=step.num_matched.get(hotkey, 0),

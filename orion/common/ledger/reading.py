@@ -34,7 +34,7 @@ class LedgerReading:
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
-        self.book = LedgerBook(spec.num_stages, spec.first_outer_step)
+        self.book = LedgerBook(spec.num_stages, spec.first_outer_step, is_overlapped=spec.sync == "overlapped")
         self.num_entries = 0
         self.digest = first_digest(spec.digest)
         self._flops = microbatch_flops(spec)
