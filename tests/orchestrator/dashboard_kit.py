@@ -89,6 +89,7 @@ class Player:
             metrics=LoopMetrics(registry),
             tick_s=1e6,
             queue_max=100,
+            snapshot_events=1_000_000,
             watcher=self._counting,
         )
         registry.register(RunCollector(lambda: self.core.status(self.clock.now_s()), lambda: self.loop.num_queued))

@@ -18,7 +18,7 @@ from orion.orchestrator.dashboard.page import Head, Page, Timeline
 from orion.orchestrator.dashboard.watch import RunWatch
 from orion.orchestrator.journal import Header, MemoryJournal
 from orion.orchestrator.ledger_store import MemoryLedger
-from orion.orchestrator.loop import replay
+from orion.orchestrator.replay import replay
 
 
 @pytest.fixture(scope="module")
